@@ -1,0 +1,144 @@
+"""What a campaign writes: the record of a cell, the campaign's folder, reading it back.
+``docs/campaigns.md``.
+
+A cell is one scenario with one combination of levels, run once. Its folder is named by its content address
+and appears whole or not at all, so the folders that are there are the cells that are done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from testbed.errors import InputError
+
+PLAN, CELLS, CELL, DATA = "campaign.json", "cells.parquet", "cell.json", "samples"
+"""Files of a campaign's folder: what it is, a row per cell, a cell's record, the data set of all samples."""
+
+DONE, FAILED = "cells", "failed"
+"""Folders in it: a folder per cell that ran to its end, and per cell that did not."""
+
+REPLICATE: Final = "replicate"
+"""The partition below those of the factors."""
+
+
+class CellRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One cell: one row of ``cells.parquet``. Times in seconds, memory in bytes.
+
+    levels: factor → level; replicate: from 1, also the block; position: where in the order, from 1.
+    outcome: ``met``, ``unmet`` (an expectation), ``failed``, ``out of time`` or ``out of memory``; the last
+    three left no result. marks: what makes its figures doubtful, if anything. memory: the largest sum of the
+    proportional set sizes of its processes, as sampled. busy, steal: shares of the machine's CPU time while
+    it ran. beside: how many cells ran on the machine at once.
+    """
+
+    address: str
+    campaign: str
+    levels: dict[str, str]
+    replicate: int
+    position: int
+    seed: int
+    outcome: str
+    code: str
+    error: str = ""
+    started: float = 0.0
+    seconds: float = 0.0
+    memory: int = 0
+    busy: float = 0.0
+    steal: float = 0.0
+    beside: int = 1
+    machine: str = ""
+    expectations: int = 0
+    expectations_met: int = 0
+    marks: tuple[str, ...] = ()
+    exit_code: int = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether it ran to its end and left a result."""
+        return self.outcome in ("met", "unmet")
+
+
+class FactorRecord(msgspec.Struct, frozen=True):
+    """A factor and its levels, in the order they are shown in."""
+
+    name: str
+    levels: tuple[str, ...]
+
+
+class PlanRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What a campaign is: ``campaign.json``. cells: the content addresses, in the order they are run in."""
+
+    campaign: str
+    description: str
+    scenario: str
+    factors: tuple[FactorRecord, ...]
+    replicates: int
+    seed: int
+    code: str
+    cells: tuple[str, ...]
+    workers: int = 1
+    notes: tuple[str, ...] = ()
+
+
+class CampaignRun(msgspec.Struct, frozen=True):
+    """A campaign's folder read back."""
+
+    folder: Path
+    plan: PlanRecord
+    cells: list[CellRecord]
+
+    def run_folder(self, cell: CellRecord) -> Path:
+        """Where a cell's own run folder is."""
+        return self.folder / (DONE if cell.done else FAILED) / cell.address
+
+    def measured(self) -> Any:
+        """The samples of all cells in one pandas.DataFrame, with a column per factor and ``replicate``."""
+        import pandas as pd
+
+        from testbed.records import SAMPLES
+
+        frames = []
+        for cell in self.cells:
+            if cell.done:
+                frame = pd.read_parquet(self.run_folder(cell) / SAMPLES)
+                frames.append(frame.assign(**cell.levels, **{REPLICATE: cell.replicate}))
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def is_campaign(folder: Path) -> bool:
+    """Whether a folder is a campaign's."""
+    return (folder / PLAN).is_file()
+
+
+def read_campaign(folder: Path) -> CampaignRun:
+    """Read a campaign's folder: its plan, and the cells of it that ran, in order. Raises InputError."""
+    try:
+        plan = msgspec.json.decode((folder / PLAN).read_bytes(), type=PlanRecord)
+    except (OSError, msgspec.DecodeError) as error:
+        raise InputError(f"{folder} is no campaign folder: {error}") from error
+    cells = read_cells(folder, plan.cells)
+    return CampaignRun(folder, plan, cells)
+
+
+def read_cells(folder: Path, addresses: Sequence[str]) -> list[CellRecord]:
+    """The records of those of the cells that ran; one that is done counts, whatever failed before."""
+    found = []
+    for address in addresses:
+        for kind in (DONE, FAILED):
+            path = folder / kind / address / CELL
+            if path.is_file():
+                found.append(read_cell(path))
+                break
+    return found
+
+
+def read_cell(path: Path) -> CellRecord:
+    """The record in a cell's folder. Raises InputError where it is none."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=CellRecord)
+    except (OSError, msgspec.DecodeError) as error:
+        raise InputError(f"{path} is no record of a cell: {error}") from error
