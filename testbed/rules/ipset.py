@@ -1,0 +1,77 @@
+"""ipsets as objects and as text: ``ipset restore`` input, ``ipset save`` output.
+
+A change of sets comes in two parts: what rules may need is made before the rules, what they no longer need
+goes after them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+from testbed.state import IpSet
+
+
+def filling(add: Mapping[str, IpSet], remove: Mapping[str, IpSet]) -> str:
+    """Input for ``ipset restore`` that makes new sets and changes the entries of those that stay.
+
+    Sets that are only in ``remove`` are left alone: see ``destruction``.
+    """
+    return "".join(f"{line}\n" for line in _filling(add, remove))
+
+
+def _filling(add: Mapping[str, IpSet], remove: Mapping[str, IpSet]) -> Iterator[str]:
+    for name in sorted(add):
+        each = add[name]
+        yield f"create {name} {each.type} {_attributes(each)} -exist"
+        # What goes is taken before what comes is given: nobody is for a moment on both sides of a change.
+        if name in remove:
+            yield from (f"del {name} {entry.split()[0]} -exist" for entry in sorted(remove[name].entries))
+        yield from (f"add {name} {entry} -exist" for entry in sorted(each.entries))
+
+
+def _attributes(each: IpSet) -> str:
+    """What a set is created with: a bitmap of ports has a range and no family."""
+    return "range 0-65535" if each.type == "bitmap:port" else f"family {each.family}"
+
+
+def destruction(add: Mapping[str, IpSet], remove: Mapping[str, IpSet]) -> str:
+    """Input for ``ipset restore`` that destroys the sets that go."""
+    return "".join(f"destroy {name}\n" for name in sorted(remove) if name not in add)
+
+
+def full_input(sets: Mapping[str, IpSet]) -> str:
+    """Input for ``ipset restore`` for a netns that has none of these sets yet."""
+    return filling(sets, {})
+
+
+_CREATE = re.compile(r"create (\S+) (?:(hash:\S+) family (inet6?)|(bitmap:port) range 0-65535)( .*)?")
+
+
+def parse_save(text: str) -> dict[str, IpSet]:
+    """The sets in the output of ``ipset save``. A line that is not understood is a ValueError."""
+    made: dict[str, tuple[str, str]] = {}
+    entries: dict[str, set[str]] = {}
+    for line in text.splitlines():
+        if found := _CREATE.fullmatch(line):
+            kind, family = found[2] or found[4], found[3] or _family(found[1])
+            made[found[1]], entries[found[1]] = (kind, family), set()
+        elif line.startswith("add "):
+            _, name, entry = line.split(" ", 2)
+            entries[name].add(entry)
+        elif line.strip():
+            raise ValueError(f"a line of ipset save is not understood: {line}")
+    return {
+        name: IpSet(name, kind, family, frozenset(entries[name]))  # type: ignore[arg-type]
+        for name, (kind, family) in made.items()
+    }
+
+
+def _family(name: str) -> str:
+    """Of a bitmap, which the kernel keeps none of: whose rules look at it, as kube-proxy names them."""
+    return "inet6" if name.startswith("KUBE-6-") else "inet"
+
+
+def named(rule: str) -> list[str]:
+    """The sets that an iptables rule looks at."""
+    return re.findall(r"--match-set (\S+)", rule)
