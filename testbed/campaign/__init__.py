@@ -1,0 +1,1 @@
+"""Campaigns: one scenario under every combination of some factors' levels, several times, in random order."""

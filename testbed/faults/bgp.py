@@ -1,0 +1,124 @@
+"""``bird-down``, ``bgp-filtered``, ``bgp-withdrawn``: what goes wrong with a node's routing daemon.
+
+For dataplanes whose nodes run BIRD (calico). Where nodes run none, they are refused.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import msgspec
+
+from testbed.cluster.daemons import directory
+from testbed.dataplane.calico.bird import CONFIG, CONTROL, NAME
+from testbed.errors import CommandFailed
+from testbed.faults.model import Fault, States, fault, on_nodes, with_rules
+from testbed.faults.target import Aim, Target
+from testbed.state import Daemon, NetnsState, NodeState
+
+if TYPE_CHECKING:
+    from testbed.faults.hands import Hands
+
+BGP = 179
+
+
+@fault("bird-down")
+class BirdDown(Fault, frozen=True, kw_only=True):
+    """The node's BIRD is killed and does not come back.
+
+    Its kernel keeps the routes it has; its peers keep theirs to it for as long as BGP's timers say.
+    """
+
+    aim: ClassVar[Aim] = "node"
+
+    def perturb(self, states: States, target: Target) -> States:
+        """Without the daemon."""
+
+        def without(state: NodeState) -> NodeState:
+            kept = {name: daemon for name, daemon in state.daemons.items() if name != NAME}
+            return msgspec.structs.replace(state, daemons=kept)
+
+        names = {node.name for node in target.nodes}
+        return {name: without(state) if name in names else state for name, state in states.items()}
+
+    async def missing(self, hands: Hands, target: Target) -> str:
+        """Nobody answers birdc any more."""
+        alive = [node.name for node in target.nodes if await _asked(hands, node.name, "status")]
+        return f"{', '.join(alive)}: BIRD still answers" if alive else ""
+
+    async def left(self, hands: Hands, target: Target) -> str:
+        """It answers again."""
+        silent = [node.name for node in target.nodes if not await _asked(hands, node.name, "status")]
+        return f"{', '.join(silent)}: BIRD does not answer" if silent else ""
+
+
+@fault("bgp-filtered")
+class BgpFiltered(Fault, frozen=True, kw_only=True):
+    """A firewall on the node drops TCP port 179: sessions hang until their hold time is over, then end."""
+
+    aim: ClassVar[Aim] = "node"
+    needs: ClassVar[frozenset[str]] = frozenset({"iptables"})
+
+    def perturb(self, states: States, target: Target) -> States:
+        """Before all other rules of what comes in."""
+
+        def change(netns: NetnsState) -> NetnsState:
+            rules = [f"-p tcp -m tcp --{end}port {BGP} -j DROP" for end in "ds"]
+            netns = with_rules(netns, "ipv4", "filter", "INPUT", rules)
+            return with_rules(netns, "ipv6", "filter", "INPUT", rules)
+
+        running = {node.name for node in target.nodes if NAME in states.get(node.name, NodeState()).daemons}
+        return on_nodes(states, running, change)
+
+
+@fault("bgp-withdrawn")
+class BgpWithdrawn(Fault, frozen=True, kw_only=True):
+    """The node announces none of its pods' addresses: its peers withdraw their routes at once."""
+
+    aim: ClassVar[Aim] = "node"
+
+    def perturb(self, states: States, target: Target) -> States:
+        """The filter towards its peers rejects everything."""
+
+        def change(state: NodeState) -> NodeState:
+            if NAME not in state.daemons:
+                return state
+            daemon = _silent(state.daemons[NAME])
+            return msgspec.structs.replace(state, daemons={**state.daemons, NAME: daemon})
+
+        names = {node.name for node in target.nodes}
+        return {name: change(state) if name in names else state for name, state in states.items()}
+
+    async def missing(self, hands: Hands, target: Target) -> str:
+        """What BIRD itself says it sends."""
+        return await self._sending(hands, target, False)
+
+    async def left(self, hands: Hands, target: Target) -> str:
+        """As ``missing``."""
+        return await self._sending(hands, target, True)
+
+    async def _sending(self, hands: Hands, target: Target, wanted: bool) -> str:
+        for node in target.nodes:
+            shown = await _asked(hands, node.name, "route", "stats", "filter", "calico_export_to_bgp_peers4")
+            if (" 0 of " in shown) == wanted:
+                return f"{node.name}: announces {'nothing' if wanted else 'still something'}"
+        return ""
+
+
+def _silent(daemon: Daemon) -> Daemon:
+    lines = []
+    for line in daemon.files[CONFIG].splitlines():
+        lines.append(line)
+        if line.startswith("filter calico_export_to_bgp_peers"):
+            lines.append("  reject;")
+    text = "\n".join((*lines, ""))
+    return msgspec.structs.replace(daemon, files={**daemon.files, CONFIG: text})
+
+
+async def _asked(hands: Hands, node: str, *question: str) -> str:
+    """What a node's BIRD shows; "" where it does not answer."""
+    control = str(directory(node, NAME) / CONTROL)
+    try:
+        return await hands.run(node, ["birdc", "-r", "-s", control, "show", *question])
+    except CommandFailed:
+        return ""

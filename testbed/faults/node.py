@@ -1,0 +1,128 @@
+"""Nodes that fail: ``node-crash`` and ``node-not-ready``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from testbed.faults.model import Ends, EndState, Fault, fault
+from testbed.faults.target import Scene, Target
+from testbed.kernel.apply import MADE_ALONE
+from testbed.state import NetnsState
+
+if TYPE_CHECKING:
+    from testbed.faults.hands import Hands
+
+
+@fault("node-crash")
+class NodeCrash(Fault, frozen=True, kw_only=True):
+    """The node loses power: its pods are gone at once, and its cable is dead. Healing boots it.
+
+    It comes back with an empty kernel, and its agent starts the pods that are still bound to it. That it is
+    NotReady, and that its pods are evicted, follows by the cluster's own clocks (``spec.kubelet``).
+    """
+
+    def resolve(self, target: Target, scene: Scene) -> Target:
+        """With the nodes' own links."""
+        return msgspec.structs.replace(target, links=tuple(scene.link(node.name) for node in target.nodes))
+
+    def perturb_ends(self, ends: Ends, target: Target) -> Ends:
+        """Nobody is at the other end of the cable."""
+        cut = [link.ends[0] for link in target.links]
+        return {**ends, **{end: msgspec.structs.replace(ends.get(end, EndState()), up=False) for end in cut}}
+
+    async def inject(self, hands: Hands, target: Target) -> None:
+        """Kill the agents."""
+        for node in target.nodes:
+            hands.crash(node.name)
+
+    async def missing(self, hands: Hands, target: Target) -> str:
+        """The agent is gone, its pods' host ends with it, and there is no carrier."""
+        for node, link in zip(target.nodes, target.links, strict=True):
+            if hands.plane.workers[node.name].alive:
+                return f"{node.name}: its agent lives"
+            left = [name for name in hands.host_ends(node.name) if name in await _devices(hands, node.name)]
+            if left:
+                return f"{node.name}: still has {', '.join(left)}"
+            if not await hands.down(link):
+                return f"{link.name}: still up"
+        return ""
+
+    async def lift(self, hands: Hands, target: Target) -> None:
+        """Empty the kernel of each node, as power gone does, and boot it."""
+        for node in target.nodes:
+            if hands.crashed(node.name):
+                await empty(hands, node.name, hands.applied(node.name))
+                await hands.boot(node.name)
+
+    async def left(self, hands: Hands, target: Target) -> str:
+        """The agent is there and has brought the node to its state."""
+        for node in target.nodes:
+            worker = hands.plane.workers[node.name]
+            if not worker.alive or not worker.idle:
+                return f"{node.name}: is not up yet"
+        return ""
+
+
+async def _devices(hands: Hands, node: str) -> set[str]:
+    shown: list[dict[str, Any]] = await hands.json(node, ["ip", "-json", "link", "show"])
+    return {device["ifname"] for device in shown}
+
+
+async def empty(hands: Hands, node: str, had: NetnsState) -> None:
+    """Remove from a node's netns what ``had`` put there: rules, sets, connections, devices, routes.
+
+    What the fabric made (eth0 with its address and default route) stays: it is in the node's configuration.
+    """
+    await flush(hands, node)
+    for argv in (["ipvsadm", "-C"], ["ipset", "destroy"]):
+        await hands.run(node, argv, fails=True)  # not installed, or none of it in the kernel
+    there = await _devices(hands, node)
+    made = [link for link in had.links.values() if link.kind in MADE_ALONE]
+    lines = [f"link delete {link.name}" for link in made if link.name in there]
+    lines += [f"address delete {each.address} dev {each.dev}" for each in had.addresses.values()]
+    lines += [
+        f"route delete {each.kind if each.kind != 'unicast' else ''} {each.dst}"
+        for each in had.routes.values()
+        if each.dst not in ("default", "default6")
+    ]
+    lines += ["neighbour flush nud permanent"]
+    # What stood on a device that is gone by now is gone with it: -force goes on.
+    await hands.run(node, ["ip", "-force", "-batch", "-"], "".join(f"{line}\n" for line in lines), fails=True)
+    await hands.run(node, ["conntrack", "-F"], fails=True)
+
+
+async def flush(hands: Hands, node: str) -> None:
+    """Flush every netfilter rule of a node, whoever made it and how; sets of ipset and IPVS' tables stay."""
+    await hands.run(node, ["nft", "flush", "ruleset"])
+    options = hands.plane.facts.proxy_options
+    if options.get("backend") == "legacy":
+        for program in ("iptables-legacy", "ip6tables-legacy"):
+            for table in ("raw", "mangle", "nat", "filter"):
+                await hands.run(node, [program, "-t", table, "-F"])
+                await hands.run(node, [program, "-t", table, "-X"])
+
+
+@fault("node-not-ready")
+class NodeNotReady(Fault, frozen=True, kw_only=True):
+    """The node's way to the API server is cut: no heartbeats, no news either way. What runs there runs on.
+
+    After nodeMonitorGracePeriod the node is Unknown, its pods leave the endpoints, and those that do not
+    tolerate its taints for longer are evicted; they go on running until the node hears of it.
+    """
+
+    async def conclude(self, hands: Hands, target: Target) -> None:
+        """From now on."""
+        for node in target.nodes:
+            hands.cut_off(node.name, self.key(target))
+
+    async def lift(self, hands: Hands, target: Target) -> None:
+        """The node is heard again, and told all that it missed."""
+        for node in target.nodes:
+            hands.reconnect(node.name, self.key(target))
+
+    async def left(self, hands: Hands, target: Target) -> str:
+        """It has caught up."""
+        behind = [node.name for node in target.nodes if not hands.plane.workers[node.name].idle]
+        return f"{', '.join(behind)}: is not brought to its state yet" if behind else ""
