@@ -1,0 +1,760 @@
+"""The calico rows of the comparison of dataplanes, cell by cell, on the reference lab, in each mode.
+
+Nodes a 172.18.0.2 and b 172.18.0.3, outside host o 172.18.0.254 on their segment; pods a1, a2 on a, b1 on b;
+Services one (backend b1), near (a2), self (a1).
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import node_lab
+import pytest
+from cell_lab import Outer, captured, counted, curl, dissected, echoes, mac, ok, ping, told
+
+from testbed.api.cluster import Cluster, Place
+from testbed.cluster import daemons
+from testbed.control.ipam import Held
+from testbed.dataplane import dataplanes
+from testbed.dataplane.calico.names import HOST_MAC, host_end, vtep_mac
+from testbed.state import NodeState
+from testbed.wait import wait_until
+
+ROOT = Path(__file__).parents[2]
+A, B, OUTSIDE = "172.18.0.2", "172.18.0.3", "172.18.0.254"
+VIP = {"one": "10.96.0.11", "near": "10.96.0.12", "self": "10.96.0.13"}
+BACKEND = {"one": "b1", "near": "a2", "self": "a1"}
+NODE_PORT = {"one": 30081, "near": 30082}
+PODS = ("a1", "a2", "b1")
+OPTIONS = {"bgp": "", "vxlan": ", vxlanMode: Always", "ipip": ", ipipMode: Always"}
+DEVICE = {"bgp": "", "vxlan": "vxlan.calico", "ipip": "tunl0"}
+MTU = {"bgp": 1500, "vxlan": 1450, "ipip": 1480}
+CONTROL = "/run/testbed-daemons/{}/bird/bird.ctl"
+CONVERGED_WITHIN = 15.0
+
+POD = """\
+apiVersion: v1
+kind: Pod
+metadata: {{name: {name}, labels: {{app: {name}}}}}
+spec:
+  nodeName: {node}
+  containers:
+  - {{name: web, image: nginx, ports: [{{containerPort: 8080{host_port}}}]}}
+---
+"""
+SERVICE = """\
+apiVersion: v1
+kind: Service
+metadata: {{name: {name}}}
+spec:
+  clusterIP: {vip}
+  type: {type}
+  selector: {{app: {app}}}
+  ports: [{{port: 80, targetPort: 8080{node_port}}}]
+---
+"""
+
+SPOOF = """\
+import socket, struct, sys
+source, target = map(socket.inet_aton, sys.argv[1:])
+echo = struct.pack("!BBHHH", 8, 0, 0xF7FE, 1, 0)
+header = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 28, 0, 0, 64, 1, 0, source, target)
+with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
+    raw.sendto(header + echo, (sys.argv[2], 0))
+"""
+"""Sends one echo request with a source that is not its own."""
+
+
+def objects() -> str:
+    text = "".join(
+        POD.format(name=name, node=name[0], host_port=", hostPort: 8088" if name == "a2" else "")
+        for name in PODS
+    )
+    for name, vip in VIP.items():
+        text += SERVICE.format(
+            name=name,
+            vip=vip,
+            app=BACKEND[name],
+            type="NodePort" if name in NODE_PORT else "ClusterIP",
+            node_port=f", nodePort: {NODE_PORT[name]}" if name in NODE_PORT else "",
+        )
+    return text
+
+
+def spec(name: str, options: str, more: str = "") -> str:
+    text = (ROOT / "topologies" / "cni-lab.yaml").read_text().replace("name: cni-lab", f"name: {name}")
+    text = text.replace("  network:\n", f"  network:\n    dataplane: {{name: calico{options}}}\n{more}")
+    return text.replace("spec:\n", "spec:\n  dns: {enabled: false}\n", 1)
+
+
+def answers(place: Place, target: str) -> bool:
+    return place.run(["ping", "-n", "-c1", "-W1", target]).code == 0
+
+
+def received(place: Place, device: str) -> int:
+    (link,) = told(place, "ip", "-json", "-statistics", "link", "show", device)
+    return int(link["stats64"]["rx"]["packets"]) + int(link["stats64"]["tx"]["packets"])
+
+
+class Lab:
+    """The running lab by the names of the comparison: places, addresses and host ends of pods."""
+
+    def __init__(self, cluster: Cluster, mode: str) -> None:
+        self.cluster, self.mode = cluster, mode
+        self.a, self.b, self.o = cluster.node("a"), cluster.node("b"), cluster.host("o")
+        self.a1, self.a2, self.b1 = (cluster.pod(name) for name in PODS)
+        found = {pod["metadata"]["name"]: pod["status"]["podIP"] for pod in cluster.pods()}
+        self.ip = {name: found[name] for name in PODS}
+
+    def converge(self) -> None:
+        """BGP takes its time; nothing of the comparison is about it."""
+        wait_until(
+            lambda: answers(self.a1, self.ip["b1"]) and answers(self.b1, self.ip["a1"]),
+            CONVERGED_WITHIN,
+            "routes to the other node's pods",
+        )
+        # In IPIP routes to pods are felix's and there at once; BIRD's own black holes and sessions are not.
+        if self.mode != "vxlan":
+            wait_until(self.birds_speak, CONVERGED_WITHIN, "BIRD's sessions and routes on both nodes")
+
+    def birds_speak(self) -> bool:
+        """Each BIRD has its session, and the other's block of it; the kernel has the node's black hole."""
+        for place, node, peer, pod in ((self.a, "a", B, "a1"), (self.b, "b", A, "b1")):
+            name = f"Mesh_{peer.replace('.', '_')}"
+            if self.block(pod) not in routes(place):
+                return False
+            if "Established" not in birds(place, node, "show", "protocols", "all", name):
+                return False
+            if "via" not in birds(place, node, "show", "route", "protocol", name):
+                return False
+        return True
+
+    def host_end(self, pod: str) -> str:
+        return host_end("default", pod)
+
+    def block(self, pod: str) -> str:
+        return str(ip_network(f"{self.ip[pod]}/26", strict=False))
+
+    def tunnel_address(self, node: str) -> str:
+        """Of a node's tunnel; the first of its block."""
+        return str(ip_network(self.block(f"{node}1"))[0])
+
+    def from_node(self) -> str:
+        """What a pod across sees of what node a sends by itself."""
+        return A if self.mode == "bgp" else self.tunnel_address("a")
+
+
+MODES = ["bgp", "vxlan", pytest.param("ipip", marks=pytest.mark.needs("ipip-tunnel"))]
+
+
+@pytest.fixture(scope="module", params=MODES)
+def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    mode = request.param
+    tmp = tmp_path_factory.mktemp("calico")
+    (tmp / "lab.yaml").write_text(spec(f"calico-{mode}", OPTIONS[mode]))
+    (tmp / "objects.yaml").write_text(objects())
+    with Cluster.up(tmp / "lab.yaml", manifests=[tmp / "objects.yaml"]) as cluster:
+        made = Lab(cluster, mode)
+        made.converge()
+        yield made
+
+
+@pytest.fixture
+def tunnelled(lab: Lab) -> Lab:
+    if lab.mode == "bgp":
+        pytest.skip("a cell of the modes with a tunnel")
+    return lab
+
+
+@pytest.fixture
+def bird(lab: Lab) -> Lab:
+    if lab.mode == "vxlan":
+        pytest.skip("a cell of the modes with BIRD")
+    return lab
+
+
+@pytest.fixture
+def vxlan(lab: Lab) -> Lab:
+    if lab.mode != "vxlan":
+        pytest.skip("a cell of VXLAN")
+    return lab
+
+
+def routes(place: Place, *more: str) -> dict[str, dict[str, Any]]:
+    return {route["dst"]: route for route in told(place, "ip", "-json", "-details", "route", *more)}
+
+
+# --- §1 addressing --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pod", PODS)
+def test_pod_has_an_address_of_full_length_and_a_gateway_on_its_link(lab: Lab, pod: str) -> None:
+    place = lab.cluster.pod(pod)
+    (link,) = told(place, "ip", "-json", "-4", "address", "show", "eth0")
+    assert [(info["local"], info["prefixlen"]) for info in link["addr_info"]] == [(lab.ip[pod], 32)]
+    assert link["mtu"] == MTU[lab.mode]
+    found = {
+        (dst, route.get("gateway"), route["dev"], route["scope"]) for dst, route in routes(place).items()
+    }
+    assert found == {
+        ("default", "169.254.1.1", "eth0", "global"),
+        ("169.254.1.1", None, "eth0", "link"),
+    }
+    assert ok(place, "sysctl", "-n", "net.ipv4.ip_forward").strip() == "0"
+
+
+def test_blocks_are_of_26_bits_and_pods_of_a_node_share_one(lab: Lab) -> None:
+    assert lab.block("a1") == lab.block("a2") != lab.block("b1")
+    pool = ip_network("10.244.0.0/16")
+    assert all(ip_address(ip) in pool for ip in lab.ip.values())
+
+
+def test_a_tunnels_address_is_the_first_of_its_nodes_block(tunnelled: Lab) -> None:
+    device = DEVICE[tunnelled.mode]
+    (link,) = told(tunnelled.a, "ip", "-json", "-4", "address", "show", device)
+    found = [(info["local"], info["prefixlen"]) for info in link["addr_info"]]
+    assert found == [(tunnelled.tunnel_address("a"), 32)]
+    assert link["mtu"] == MTU[tunnelled.mode]
+
+
+def test_vxlan_device_has_calicos_number_and_port_and_learns_nothing(vxlan: Lab) -> None:
+    (link,) = told(vxlan.a, "ip", "-json", "-details", "link", "show", "vxlan.calico")
+    data = link["linkinfo"]["info_data"]
+    assert (data["id"], data["port"], data["local"], data["learning"]) == (4096, 4789, A, False)
+    assert link["address"] == vtep_mac("a", 4)
+
+
+def test_host_end_has_the_fixed_mac_no_address_and_answers_for_the_gateway(lab: Lab) -> None:
+    end = lab.host_end("a1")
+    (link,) = told(lab.a, "ip", "-json", "address", "show", end)
+    assert link["address"] == HOST_MAC
+    assert [info for info in link["addr_info"] if info["family"] == "inet"] == []
+    assert link["mtu"] == MTU[lab.mode]
+    for path, value in {
+        f"ipv4/conf/{end}/proxy_arp": "1",
+        f"ipv4/conf/{end}/forwarding": "1",
+        f"ipv4/conf/{end}/route_localnet": "1",
+        f"ipv4/neigh/{end}/proxy_delay": "0",
+    }.items():
+        assert ok(lab.a, "cat", f"/proc/sys/net/{path}").strip() == value
+    ping(lab.a1, lab.ip["b1"])
+    known = {(entry["dst"], entry.get("lladdr")) for entry in told(lab.a1, "ip", "-json", "neighbour")}
+    assert known == {("169.254.1.1", HOST_MAC)}
+
+
+def test_node_routes_each_pod_by_itself(lab: Lab) -> None:
+    route = routes(lab.a)[lab.ip["a1"]]
+    assert (route["dev"], route["scope"], route.get("gateway")) == (lab.host_end("a1"), "link", None)
+
+
+def test_unfragmented_packet_of_the_mtu_passes_and_one_byte_more_does_not(lab: Lab) -> None:
+    size = MTU[lab.mode] - 28
+    ping(lab.a1, lab.ip["b1"], "-M", "do", "-s", str(size))
+    refused = lab.a1.run(["ping", "-n", "-c1", "-W1", "-M", "do", "-s", str(size + 1), lab.ip["b1"]])
+    assert refused.code != 0
+    assert "too long" in refused.stdout + refused.stderr
+
+
+# --- §2 control and enforcement ---------------------------------------------------------------------------
+
+
+def test_the_other_nodes_block_is_routed_as_the_mode_has_it(lab: Lab) -> None:
+    route = routes(lab.a)[lab.block("b1")]
+    via, device, protocol = {
+        "bgp": (B, "eth0", "bird"),
+        "vxlan": (lab.tunnel_address("b"), "vxlan.calico", "80"),
+        "ipip": (B, "tunl0", "80"),
+    }[lab.mode]
+    assert (route["gateway"], route["dev"], route["protocol"]) == (via, device, protocol)
+    assert ("onlink" in route["flags"]) == (lab.mode != "bgp")
+
+
+def test_the_own_block_is_a_black_hole(lab: Lab) -> None:
+    route = routes(lab.a)[lab.block("a1")]
+    protocol = "80" if lab.mode == "vxlan" else "bird"
+    assert (route["type"], route["protocol"]) == ("blackhole", protocol)
+
+
+def test_peers_of_vxlan_are_permanent_neighbours(vxlan: Lab) -> None:
+    (entry,) = told(vxlan.a, "ip", "-json", "neighbour", "show", "dev", "vxlan.calico")
+    assert (entry["dst"], entry["lladdr"]) == (vxlan.tunnel_address("b"), vtep_mac("b", 4))
+    assert entry["state"] == ["PERMANENT"]
+    found = told(vxlan.a, "bridge", "-json", "fdb", "show", "dev", "vxlan.calico")
+    assert [(each["mac"], each["dst"]) for each in found] == [(vtep_mac("b", 4), B)]
+
+
+def birds(place: Place, node: str, *question: str) -> str:
+    return ok(place, "birdc", "-r", "-s", CONTROL.format(node), *question)
+
+
+def test_bird_speaks_with_the_peer_and_one_side_is_passive(bird: Lab) -> None:
+    shown = birds(bird.a, "a", "show", "protocols", "all", "Mesh_172_18_0_3")
+    assert "Established" in shown
+    assert re.search(r"Neighbor AS: +64512", shown)
+    passive = {
+        node: "passive on" in ok(place, "cat", f"/run/testbed-daemons/{node}/bird/bird.conf")
+        for node, place in (("a", bird.a), ("b", bird.b))
+    }
+    assert passive == {"a": True, "b": False}
+
+
+def test_birds_routes_are_the_kernels_and_ours(bird: Lab) -> None:
+    """``birdc show route``, the kernel's table and what was compiled name the same blocks."""
+    for place, node, own, other in ((bird.a, "a", "a1", "b1"), (bird.b, "b", "b1", "a1")):
+        shown = birds(place, node, "show", "route", "protocol", f"Mesh_172_18_0_{3 if node == 'a' else 2}")
+        learned = set(re.findall(r"^(\S+/\d+) ", shown, re.M))
+        assert learned == {bird.block(other)}
+        static = birds(place, node, "show", "route", "protocol", "blocks4")
+        assert set(re.findall(r"^(\S+/\d+) ", static, re.M)) == {bird.block(own)}
+        kernel = {dst for dst, route in routes(place).items() if route["protocol"] == "bird"}
+        wanted = {bird.block(own)} | ({bird.block(other)} if bird.mode == "bgp" else set())
+        assert kernel == wanted
+
+
+def test_egress_is_judged_at_the_source_and_ingress_at_the_destination(lab: Lab) -> None:
+    ends = [
+        (lab.a, f"cali-fw-{lab.host_end('a1')}"),
+        (lab.b, f"cali-tw-{lab.host_end('b1')}"),
+        (lab.a, f"cali-tw-{lab.host_end('a1')}"),
+        (lab.b, f"cali-fw-{lab.host_end('b1')}"),
+    ]
+    before = [_profile(place, chain) for place, chain in ends]
+    ping(lab.a1, lab.ip["b1"])
+    after = [_profile(place, chain) for place, chain in ends]
+    assert [now - then for now, then in zip(after, before, strict=True)] == [1, 1, 0, 0]
+
+
+def _profile(place: Place, chain: str) -> int:
+    """How many packets a pod's chain has sent on to the profile of its namespace."""
+    return counted(place, "filter", chain, "kns.default")
+
+
+def test_felixs_rules_stand_in_front(lab: Lab) -> None:
+    for table, chains in {
+        "filter": ("INPUT", "FORWARD", "OUTPUT"),
+        "nat": ("PREROUTING", "OUTPUT", "POSTROUTING"),
+        "raw": ("PREROUTING", "OUTPUT"),
+        "mangle": ("PREROUTING", "POSTROUTING"),
+    }.items():
+        saved = ok(lab.a, "iptables-save", "-t", table).splitlines()
+        for chain in chains:
+            # The plugin portmap puts its own rule in front when the first host port comes.
+            own = [line for line in saved if line.startswith(f"-A {chain} ") and "CNI-HOSTPORT" not in line]
+            first = own[0]
+            assert first.endswith(f"-j cali-{chain}"), first
+    forward = [
+        line for line in ok(lab.a, "iptables-save", "-t", "filter").splitlines() if "-A FORWARD" in line
+    ]
+    assert "Policy explicitly accepted packet." in forward[-2]
+    assert forward[-1].endswith("-j MARK --set-xmark 0x10000/0x10000")
+
+
+def test_sets_name_the_pool(lab: Lab) -> None:
+    for name in ("cali40all-ipam-pools", "cali40masq-ipam-pools"):
+        members = ok(lab.a, "ipset", "list", name).split("Members:\n")[1].split()
+        assert members == ["10.244.0.0/16"]
+
+
+# --- §3 TTL, source addresses, counters -------------------------------------------------------------------
+
+
+def test_ttl_is_one_less_on_one_node_and_two_less_across(lab: Lab) -> None:
+    assert ping(lab.a1, lab.ip["a2"]) == 63
+    assert ping(lab.a1, lab.ip["b1"]) == ping(lab.b1, lab.ip["a1"]) == 62
+    with captured(lab.b1, "eth0") as seen:
+        ping(lab.a1, lab.ip["b1"])
+    assert [(frame["src"], frame["ttl"]) for frame in echoes(seen)] == [(lab.ip["a1"], 62)]
+
+
+def test_packets_of_one_node_meet_forward(lab: Lab) -> None:
+    before = counted(lab.a, "filter", "FORWARD", "-j cali-FORWARD")
+    ping(lab.a1, lab.ip["a2"])
+    assert counted(lab.a, "filter", "FORWARD", "-j cali-FORWARD") >= before + 2
+
+
+def test_node_is_seen_by_a_pod_across_with_the_tunnels_address_where_there_is_one(lab: Lab) -> None:
+    with captured(lab.b1, "eth0") as seen:
+        ping(lab.a, lab.ip["b1"])
+    assert [(frame["src"], frame["ttl"]) for frame in echoes(seen)] == [(lab.from_node(), 63)]
+
+
+def test_pod_is_seen_with_its_nodes_address_by_another_node(lab: Lab) -> None:
+    with captured(lab.b, "eth0") as seen:
+        ping(lab.a1, B)
+    assert [frame["src"] for frame in echoes(seen)] == [A]
+
+
+@pytest.mark.parametrize(("service", "backend"), [("one", "b1"), ("near", "a2")])
+def test_node_ports_client_is_seen_with_an_address_of_the_node(lab: Lab, service: str, backend: str) -> None:
+    with captured(lab.cluster.pod(backend), "eth0") as seen:
+        answer = curl(lab.o, f"http://{A}:{NODE_PORT[service]}/hostname")
+    assert (answer.code, answer.stdout.strip()) == (0, backend), answer.stderr
+    sources = {frame["src"] for frame in seen if frame["what"] == "tcp" and frame["way"] == "in"}
+    assert sources == {lab.from_node() if backend == "b1" else A}
+
+
+def test_host_port_is_answered_by_its_pod(lab: Lab) -> None:
+    answer = curl(lab.o, f"http://{A}:8088/hostname")
+    assert (answer.code, answer.stdout.strip()) == (0, "a2"), answer.stderr
+    answer = curl(lab.a, "http://127.0.0.1:8088/hostname")
+    assert (answer.code, answer.stdout.strip()) == (0, "a2"), answer.stderr
+
+
+# --- §4 captures ------------------------------------------------------------------------------------------
+
+
+def test_same_node_frames_have_the_fixed_mac_and_nothing_is_on_the_underlay(lab: Lab) -> None:
+    with ExitStack() as stack:
+        p_a1 = stack.enter_context(captured(lab.a1, "eth0"))
+        p_a2 = stack.enter_context(captured(lab.a2, "eth0"))
+        underlay = stack.enter_context(captured(lab.a, "eth0"))
+        tunnel = stack.enter_context(captured(lab.a, DEVICE[lab.mode])) if lab.mode != "bgp" else []
+        ping(lab.a1, lab.ip["a2"])
+    (sent,), (came,) = echoes(p_a1), echoes(p_a2)
+    assert (sent["from"], sent["to"], sent["ttl"]) == (mac(lab.a1, "eth0"), HOST_MAC, 64)
+    assert (came["from"], came["to"], came["ttl"]) == (HOST_MAC, mac(lab.a2, "eth0"), 63)
+    pods = set(lab.ip.values())
+    assert [frame for frame in underlay if {frame["src"], frame["dst"]} & pods] == []
+    assert echoes(tunnel) == []
+
+
+def test_across_nodes_the_underlay_carries_what_the_mode_says(lab: Lab) -> None:
+    with ExitStack() as stack:
+        underlay = stack.enter_context(captured(lab.a, "eth0"))
+        tunnel = stack.enter_context(captured(lab.a, DEVICE[lab.mode])) if lab.mode != "bgp" else []
+        end = stack.enter_context(captured(lab.b1, "eth0"))
+        ping(lab.a1, lab.ip["b1"])
+    a1, b1 = lab.ip["a1"], lab.ip["b1"]
+    (arrived,) = echoes(end)
+    assert (arrived["src"], arrived["ttl"]) == (a1, 62)
+    if lab.mode == "bgp":
+        (echo,) = echoes(underlay)
+        assert (echo["from"], echo["to"]) == (mac(lab.a, "eth0"), mac(lab.b, "eth0"))
+        assert (echo["src"], echo["dst"], echo["ttl"], echo["length"]) == (a1, b1, 63, 98)
+        return
+    (inner,) = echoes(tunnel)
+    assert (inner["src"], inner["dst"], inner["ttl"]) == (a1, b1, 63)
+    if lab.mode == "ipip":
+        carried = [f for f in underlay if f["what"] == 4]
+        assert [(f["src"], f["dst"], f["ttl"], f["length"]) for f in carried][:1] == [(A, B, 64, 118)]
+        raw = bytes.fromhex(carried[0]["raw"])
+        assert raw[20] & 0x40 == raw[34 + 6] & 0x40, "the inner packet's own"
+        layers = dissected(carried)
+        assert len(layers) == 2
+        assert all("icmp" in each for each in layers)
+    if lab.mode == "vxlan":
+        assert (inner["from"], inner["to"]) == (vtep_mac("a", 4), vtep_mac("b", 4))
+        carried = [f for f in underlay if f.get("dport") == 4789 and f["src"] == A]
+        (frame,) = carried
+        outer = Outer.of(frame)
+        assert (outer.source, outer.destination, outer.ttl, outer.df) == (A, B, 64, False)
+        assert (outer.vni, frame["length"]) == (4096, 148)
+        assert outer.payload[8 + 14 + 8] == 63
+        replies = [f for f in underlay if f.get("dport") == 4789 and f["src"] == B]
+        layers = dissected([frame, *replies])
+        assert all("vxlan" in each and "icmp" in each for each in layers)
+        assert layers[0]["vxlan"]["vxlan.vni"] == "4096"
+
+
+def test_vxlan_has_no_entry_in_conntrack(vxlan: Lab) -> None:
+    ping(vxlan.a1, vxlan.ip["b1"])
+    listing = vxlan.a.run(["conntrack", "-L", "-p", "udp"])
+    assert "dport=4789" not in listing.stdout
+
+
+def test_source_port_of_a_flow_stays(vxlan: Lab) -> None:
+    with captured(vxlan.a, "eth0") as underlay:
+        ok(vxlan.a1, "ping", "-n", "-c3", "-i0.2", vxlan.ip["b1"])
+    ports = {Outer.of(frame).sport for frame in underlay if frame.get("dport") == 4789 and frame["src"] == A}
+    assert len(ports) == 1
+
+
+def test_service_is_translated_on_the_clients_node(lab: Lab) -> None:
+    a1, b1 = lab.ip["a1"], lab.ip["b1"]
+    with ExitStack() as stack:
+        p_a1 = stack.enter_context(captured(lab.a1, "eth0"))
+        h_a1 = stack.enter_context(captured(lab.a, lab.host_end("a1")))
+        p_b1 = stack.enter_context(captured(lab.b1, "eth0"))
+        answer = curl(lab.a1, f"http://{VIP['one']}/hostname")
+    assert answer.stdout.strip() == "b1", answer.stderr
+    for seen in (p_a1, h_a1):
+        sent = {(f["dst"], f["dport"]) for f in seen if f["what"] == "tcp" and f["src"] == a1}
+        assert sent == {(VIP["one"], 80)}
+        back = {f["src"] for f in seen if f["what"] == "tcp" and f["dst"] == a1}
+        assert back == {VIP["one"]}
+    arrived = {(f["src"], f["dst"], f["dport"]) for f in p_b1 if f["what"] == "tcp" and f["way"] == "in"}
+    assert arrived == {(a1, b1, 8080)}
+    listing = ok(lab.a, "conntrack", "-L", "-p", "tcp", "--orig-dst", VIP["one"])
+    assert re.search(rf"dst={VIP['one']} .*src={b1} ", listing)
+
+
+@pytest.mark.parametrize("bridged", ["0", "1"])
+def test_backend_of_the_same_node_answers_whatever_bridge_nf_is(lab: Lab, bridged: str) -> None:
+    ok(lab.a, "sysctl", "-qw", f"net.bridge.bridge-nf-call-iptables={bridged}")
+    answer = curl(lab.a1, f"http://{VIP['near']}/clientip")
+    assert answer.stdout.rpartition(":")[0] == lab.ip["a1"], answer.stderr
+
+
+def test_hairpin_is_seen_with_the_nodes_address(lab: Lab) -> None:
+    answer = curl(lab.a1, f"http://{VIP['self']}/clientip")
+    assert answer.stdout.rpartition(":")[0] == A, answer.stderr
+
+
+def test_service_range_is_not_routed(lab: Lab) -> None:
+    (route,) = told(lab.a, "ip", "-json", "route", "get", VIP["one"])
+    assert (route["gateway"], route["dev"]) == (OUTSIDE, "eth0")
+
+
+def test_outside_sees_the_nodes_address(lab: Lab) -> None:
+    before = counted(lab.a, "nat", "cali-nat-outgoing", "MASQUERADE")
+    with captured(lab.o, "eth0") as seen:
+        ping(lab.a1, OUTSIDE)
+    (echo,) = echoes(seen)
+    assert (echo["src"], echo["ttl"], echo["length"]) == (A, 63, 98)
+    assert counted(lab.a, "nat", "cali-nat-outgoing", "MASQUERADE") == before + 1
+
+
+# --- §5 negative checks -----------------------------------------------------------------------------------
+
+
+def test_packet_to_an_unused_address_of_the_own_block_is_lost_silently(lab: Lab) -> None:
+    unused = str(ip_network(lab.block("a1"))[-2])
+    assert unused not in lab.ip.values()
+    with captured(lab.a, "eth0") as underlay, captured(lab.a1, "eth0") as pod:
+        assert not answers(lab.a1, unused)
+    assert [frame for frame in underlay if unused in (frame["src"], frame["dst"])] == []
+    assert [frame["what"] for frame in pod if frame["dst"] == lab.ip["a1"]] == []
+
+
+def test_spoofed_source_is_dropped_in_raw(lab: Lab) -> None:
+    spoofed = str(ip_network(lab.block("b1"))[9])
+    before = counted(lab.a, "raw", "cali-PREROUTING", "rpfilter")
+    with captured(lab.a, lab.host_end("a1")) as sent, captured(lab.b1, "eth0") as seen:
+        ok(lab.a1, sys.executable, "-c", SPOOF, spoofed, lab.ip["b1"])
+        wait_until(
+            lambda: counted(lab.a, "raw", "cali-PREROUTING", "rpfilter") == before + 1, 5, "it is dropped"
+        )
+        ping(lab.a1, lab.ip["b1"])
+    assert spoofed in {frame["src"] for frame in echoes(sent)}
+    assert {frame["src"] for frame in echoes(seen)} == {lab.ip["a1"]}
+
+
+def test_dropping_what_is_forwarded_by_default_does_not_matter(lab: Lab) -> None:
+    """Check 8: felix accepts what its policies accepted."""
+    ok(lab.a, "iptables", "-P", "FORWARD", "DROP")
+    try:
+        ping(lab.a1, lab.ip["b1"])
+    finally:
+        ok(lab.a, "iptables", "-P", "FORWARD", "ACCEPT")
+
+
+def test_pod_may_speak_to_its_own_node(lab: Lab) -> None:
+    before = counted(lab.a, "filter", "cali-wl-to-host", "DefaultEndpointToHostAction")
+    ping(lab.a1, A)
+    assert counted(lab.a, "filter", "cali-wl-to-host", "DefaultEndpointToHostAction") > before
+
+
+def test_without_a_default_route_nobody_answers_for_a_new_pods_gateway(lab: Lab, tmp_path: Path) -> None:
+    """Check 2: proxy ARP answers only for what the node routes elsewhere."""
+    (tmp_path / "late.yaml").write_text(POD.format(name="late", node="a", host_port=""))
+    ok(lab.a, "ip", "route", "delete", "default")
+    try:
+        lab.cluster.apply(tmp_path / "late.yaml")
+        lab.cluster.wait(ready="app=late")
+        late = lab.cluster.pod("late")
+        assert not answers(late, lab.ip["a2"])
+        (entry,) = told(late, "ip", "-json", "neighbour", "show", "169.254.1.1")
+        assert entry["state"][0] in ("INCOMPLETE", "FAILED")
+    finally:
+        ok(lab.a, "ip", "route", "add", "default", "via", OUTSIDE)
+    wait_until(lambda: answers(late, lab.ip["a2"]), 10, "the gateway answers")
+    lab.cluster.delete(tmp_path / "late.yaml")
+    lab.cluster.settle()
+
+
+def test_without_a_peers_entries_just_its_pods_are_lost(vxlan: Lab) -> None:
+    """Check 1."""
+    entry = ("bridge", "fdb", "del", vtep_mac("b", 4), "dev", "vxlan.calico", "dst", B)
+    ok(vxlan.a, *entry)
+    try:
+        assert not answers(vxlan.a1, vxlan.ip["b1"])
+        assert answers(vxlan.a1, vxlan.ip["a2"])
+        assert answers(vxlan.a1, OUTSIDE)
+    finally:
+        ok(vxlan.a, *(word if word != "del" else "append" for word in entry), "self", "permanent")
+    assert answers(vxlan.a1, vxlan.ip["b1"])
+
+
+# --- what changes -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options", [", timers: fast", ", routeReflectors: [a], timers: fast", ", vxlanMode: Always"]
+)
+def test_pods_and_bird_may_come_and_go(options: str, tmp_path: Path) -> None:
+    """After each change everybody reaches everybody again, in both families."""
+    (tmp_path / "lab.yaml").write_text(dual(spec("calico-churn", options)))
+    (tmp_path / "objects.yaml").write_text(objects())
+    with Cluster.up(tmp_path / "lab.yaml", manifests=[tmp_path / "objects.yaml"]) as cluster:
+
+        def everybody() -> None:
+            places = {pod["metadata"]["name"]: pod["status"]["podIPs"] for pod in cluster.pods()}
+            ends = [(name, each["ip"]) for name, ips in places.items() for each in ips]
+            wait_until(
+                lambda: all(answers(cluster.pod(name), ip) for name in places for _, ip in ends),
+                30,
+                "everybody reaches everybody",
+            )
+
+        everybody()
+        if "vxlan" not in options:
+            pid = birds_pid(cluster.node("a"))
+            before = routes(cluster.node("a"))
+            ok(cluster.node("a"), "kill", "-9", pid)
+            assert routes(cluster.node("a")).keys() == before.keys()
+            wait_until(lambda: birds_pid(cluster.node("a")) not in ("", pid), 10, "BIRD runs again")
+            everybody()
+        cluster.delete(tmp_path / "objects.yaml")
+        cluster.settle()
+        assert [
+            link for link in told(cluster.node("a"), "ip", "-json", "link") if "cali" in link["ifname"][:4]
+        ] == []
+        assert "cali-fw-" not in ok(cluster.node("a"), "iptables-save")
+        cluster.apply(tmp_path / "objects.yaml")
+        for name in PODS:
+            cluster.wait(ready=f"app={name}")
+        everybody()
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Iterator[Lab]:
+    """A lab for faults, with quick timers."""
+    (tmp_path / "lab.yaml").write_text(spec("calico-broken", ", timers: fast"))
+    (tmp_path / "objects.yaml").write_text(objects())
+    with Cluster.up(tmp_path / "lab.yaml", manifests=[tmp_path / "objects.yaml"]) as cluster:
+        yield Lab(cluster, "bgp")
+
+
+@pytest.mark.parametrize("kind", ["bird-down", "bgp-filtered", "bgp-withdrawn"])
+def test_without_bgp_only_pods_of_the_own_node_are_reached(broken: Lab, kind: str) -> None:
+    broken.converge()
+    block = broken.block("b1")
+    with broken.cluster.fault(kind, "b"):
+        wait_until(lambda: block not in routes(broken.a), 40, "node a withdraws the routes to b")
+        assert not answers(broken.a1, broken.ip["b1"])
+        assert answers(broken.a1, broken.ip["a2"])
+        assert answers(broken.a1, OUTSIDE)
+        assert block in routes(broken.b), "b's own kernel keeps its block"
+    broken.converge()
+
+
+def test_without_nat_outgoing_pods_keep_their_address_outside(tmp_path: Path) -> None:
+    (tmp_path / "lab.yaml").write_text(spec("calico-no-nat", ", natOutgoing: false, vxlanMode: Always"))
+    (tmp_path / "objects.yaml").write_text(objects())
+    with Cluster.up(tmp_path / "lab.yaml", manifests=[tmp_path / "objects.yaml"]) as cluster:
+        lab = Lab(cluster, "vxlan")
+        with captured(lab.o, "eth0") as seen:
+            lab.a1.run(["ping", "-n", "-c1", "-W1", OUTSIDE])
+        assert [frame["src"] for frame in echoes(seen)] == [lab.ip["a1"]]
+
+
+def test_on_racks_the_fabrics_routers_know_pods_by_bgp(tmp_path: Path) -> None:
+    """Equal-cost paths of a leaf, and a withdrawal that reaches the other rack, are the routers' own."""
+    text = (ROOT / "topologies" / "calico.yaml").read_text().replace("vxlanMode: CrossSubnet", "timers: fast")
+    (tmp_path / "racks.yaml").write_text(text.replace("spec:\n", "spec:\n  dns: {enabled: false}\n", 1))
+    pods = "".join(POD.format(name=f"p{k}", node=f"node-{k}", host_port="") for k in (1, 2, 3, 4))
+    (tmp_path / "pods.yaml").write_text(pods)
+    with Cluster.up(tmp_path / "racks.yaml", manifests=[tmp_path / "pods.yaml"]) as cluster:
+        places = {name: cluster.pod(name) for name in ("p1", "p2", "p3", "p4")}
+        ips = {pod["metadata"]["name"]: pod["status"]["podIP"] for pod in cluster.pods()}
+        wait_until(
+            lambda: all(answers(place, ip) for place in places.values() for ip in ips.values()),
+            30,
+            "everybody reaches everybody",
+        )
+        far = str(ip_network(f"{ips['p4']}/26", strict=False))
+        leaf = cluster.host("leaf1")
+
+        def by_both_spines() -> bool:
+            return len(routes(leaf).get(far, {}).get("nexthops", ())) == 2
+
+        wait_until(by_both_spines, 30, "equal-cost paths by both spines")  # one may be known before the other
+        assert routes(leaf)[far]["protocol"] == "bird"
+        assert routes(cluster.node("node-1"))[far]["gateway"] == "192.168.1.1"
+        with cluster.fault("bgp-withdrawn", "node-4"):
+            wait_until(lambda: far not in routes(leaf), 15, "the other rack's leaf withdraws the route")
+            assert not answers(places["p1"], ips["p4"])
+            assert answers(places["p1"], ips["p3"])
+        wait_until(lambda: answers(places["p1"], ips["p4"]), 30, "the route is back")
+
+
+CALICO = dataplanes.get("calico")
+HELD = {
+    "a": Held(("10.244.1.0/26",), own={"vxlan": "10.244.1.0"}),
+    "b": Held(("10.244.2.0/26",), own={"vxlan": "10.244.2.0"}),
+}
+
+
+@pytest.mark.parametrize("options", [{"timers": "fast"}, {"vxlanMode": "Always"}], ids=["bgp", "vxlan"])
+def test_a_node_may_join_leave_and_get_another_address(options: dict[str, str], monkeypatch: Any) -> None:
+    facts = replace(node_lab.FACTS, pod_cidrs=("10.244.0.0/16",), dataplane_options=options)
+    a1, b1 = (
+        replace(each, ips=each.ips[:1]) for each in (node_lab.pod("a1", "a", 2), node_lab.pod("b1", "b", 2))
+    )
+    a, b = (replace(node, pod_cidrs=node.pod_cidrs[:1], held=HELD[node.name]) for node in node_lab.NODES)
+    moved = replace(b, addresses=("172.18.0.33", *b.addresses[1:]))
+    with TemporaryDirectory() as state, monkeypatch.context() as patched:
+        patched.setattr(daemons, "STATE", Path(state))  # a control socket's path must be short
+        with node_lab.running_lab() as lab:
+
+            def reached() -> bool:
+                return lab.a.run("ping", "-n", "-c1", "-W1", "10.244.2.2", where="uid-a1").code == 0
+
+            def blocks() -> set[str]:
+                return {
+                    each["dst"] for each in lab.a.json("ip", "-json", "route") if "10.244.2" in each["dst"]
+                }
+
+            lab.wire(a1, dataplane=CALICO, nodes=(a,), facts=facts)
+            assert blocks() == set()
+            lab.wire(a1, b1, dataplane=CALICO, nodes=(a, b), facts=facts)
+            wait_until(reached, 15, "the new node's pod")
+            lab.b.become(NodeState())
+            lab.wire(a1, dataplane=CALICO, nodes=(a,), facts=facts)
+            wait_until(lambda: blocks() == set(), 15, "the gone node's routes are withdrawn")
+            lab.b.ok("ip", "address", "del", "172.18.0.3/16", "dev", "eth0")
+            lab.b.ok("ip", "address", "add", "172.18.0.33/16", "dev", "eth0")
+            lab.b.ok("ip", "route", "replace", "default", "via", node_lab.OUTSIDE)
+            lab.wire(a1, b1, dataplane=CALICO, nodes=(a, moved), facts=facts)
+            wait_until(reached, 15, "the node's pod by its other address")
+
+
+def dual(text: str) -> str:
+    """The lab with both families."""
+    text = re.sub(r"address: (172\.18\.0\.(\d+)), podCIDR: (10\.244\.(\d)\.0/24)", two, text)
+    text = text.replace("{address: 172.18.0.10}", '{address: [172.18.0.10, "fd18::10"]}')
+    text = text.replace("gateway: 172.18.0.254", 'gateway: [172.18.0.254, "fd18::254"]')
+    text = text.replace("podCIDR: 10.244.0.0/16", 'podCIDR: [10.244.0.0/16, "fd24::/48"]')
+    text = text.replace("serviceCIDR: 10.96.0.0/16", 'serviceCIDR: [10.96.0.0/16, "fd96::/112"]')
+    return text.replace("nodeCIDR: 172.18.0.0/24", 'nodeCIDR: [172.18.0.0/24, "fd18::/64"]')
+
+
+def two(match: re.Match[str]) -> str:
+    number = match[4]
+    return f'address: [{match[1]}, "fd18::{match[2]}"], podCIDR: [{match[3]}, "fd24:0:0:{number}::/64"]'
+
+
+def birds_pid(place: Place) -> str:
+    """The process whose configuration is node a's; nodes see each other's processes."""
+    for line in ok(place, "ps", "-eo", "pid,args").splitlines():
+        if "bird -f" in line and "/a/bird/bird.conf" in line:
+            return line.split()[0]
+    return ""

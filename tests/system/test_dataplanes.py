@@ -1,0 +1,176 @@
+"""Every dataplane that is registered: host ports, bandwidth limits, and that it converges whatever changes.
+
+A dataplane is found by itself; with which proxy mode it is tried here is chosen so that each meets some (the
+conformance suites run all pairs). A kernel without what it needs defers it by name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cell_lab import ok, told
+
+from testbed import Cluster
+from testbed.dataplane import dataplanes, needs_of
+from testbed.kernel.capabilities import missing
+from testbed.proxy import proxiers
+from testbed.wait import wait_until
+
+WITHIN = 30.0
+"""Seconds in which a change must be in force everywhere; how long it takes is a benchmark's to say."""
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "flannel-host-gw": {"name": "flannel", "backend": "host-gw"},
+    "flannel-udp": {"name": "flannel", "backend": "udp"},
+}
+OPTIONS = {name: {"name": name} for name in dataplanes if name != "none"} | VARIANTS
+MODES = ("iptables", "nftables")
+
+LIMITS = {"kubernetes.io/ingress-bandwidth": "20M", "kubernetes.io/egress-bandwidth": "10M"}
+
+
+def pod(name: str, node: str, **more: Any) -> dict[str, Any]:
+    ports = [{"containerPort": 80, **({"hostPort": 8088} if name == "a" else {})}]
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": "default", "labels": {"app": name}, **more},
+        "spec": {"nodeName": node, "containers": [{"name": "c", "image": "nginx", "ports": ports}]},
+    }
+
+
+SERVICE = {
+    "apiVersion": "v1",
+    "kind": "Service",
+    "metadata": {"name": "b", "namespace": "default"},
+    "spec": {"clusterIP": "10.96.0.80", "selector": {"app": "b"}, "ports": [{"port": 80}]},
+}
+
+
+@pytest.fixture(scope="module", params=OPTIONS)
+def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with up(request.param, tmp_path_factory.mktemp("every")) as running:
+        yield running
+
+
+@contextmanager
+def up(variant: str, folder: Path, prefix: str = "every") -> Iterator[Cluster]:
+    options = OPTIONS[variant]
+    mode = MODES[list(OPTIONS).index(variant) % len(MODES)]
+    dataplane = dataplanes.get(options["name"])
+    chosen = {key: value for key, value in options.items() if key != "name"}
+    if lacks := missing(needs_of(dataplane, chosen) | proxiers.get(mode).needs | {"ifb"}):
+        pytest.skip(f"deferred: needs {', '.join(lack.name for lack in lacks)}")
+    objects = [pod("a", "node-1", annotations=LIMITS), pod("b", "node-2"), pod("c", "node-3"), SERVICE]
+    spec = {
+        "apiVersion": "testbed/v1",
+        "kind": "Cluster",
+        "metadata": {"name": f"{prefix}-{variant}"},
+        "spec": {
+            "nodes": {"count": 3},
+            "external": [{"name": "client", "address": "203.0.113.10"}],
+            "dns": {"enabled": False},
+            "network": {"dataplane": options, "proxy": {"mode": mode, "minSyncPeriod": "100ms"}},
+            "manifests": ["objects.json"],
+        },
+    }
+    (folder / "objects.json").write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
+    (folder / "spec.yaml").write_text(json.dumps(spec))
+    with Cluster.up(folder / "spec.yaml") as running:
+        eventually(lambda: all_reach(running), "all pods reach each other")
+        yield running
+
+
+def eventually(condition: Callable[[], bool], what: str) -> float:
+    return wait_until(condition, WITHIN, what, interval=0.05)
+
+
+def address(cluster: Cluster, name: str) -> str:
+    found = [each for each in cluster.pods(namespace="default") if each["metadata"]["name"] == name]
+    return str(found[0].get("status", {}).get("podIP", "")) if found else ""
+
+
+def answers(cluster: Cluster, source: str, url: str, who: str) -> bool:
+    ran = cluster.pod(source).run(["curl", "-s", "-m1", f"http://{url}/hostname"])
+    return ran.code == 0 and ran.stdout.strip() == who
+
+
+def all_reach(cluster: Cluster, names: str = "abc") -> bool:
+    found = {name: address(cluster, name) for name in names}
+    return all(found.values()) and all(
+        answers(cluster, source, found[target], target)
+        for source in names
+        for target in names
+        if source != target
+    )
+
+
+def replace(cluster: Cluster, name: str, node: str, **more: Any) -> None:
+    """Delete a pod and, once it is gone, make one of its name."""
+    path = "/api/v1/namespaces/default/pods"
+    cluster.client.delete(f"{path}/{name}")
+    eventually(lambda: not address(cluster, name) and name not in _names(cluster), f"{name} is gone")
+    cluster.client.post(path, pod(name, node, **more))
+
+
+def _names(cluster: Cluster) -> set[str]:
+    return {each["metadata"]["name"] for each in cluster.pods(namespace="default")}
+
+
+def test_services_and_host_ports_answer_inside_and_outside(cluster: Cluster) -> None:
+    eventually(lambda: answers(cluster, "a", "10.96.0.80", "b"), "the Service answers")
+    for place in (cluster.host("client"), cluster.node("node-2"), cluster.node("node-1"), cluster.pod("c")):
+        ran = place.run(["curl", "-sS", "-m3", "http://192.168.100.11:8088/hostname"])
+        assert ran.stdout.strip() == "a", ran.stderr
+    assert ok(cluster.node("node-1"), "curl", "-sS", "-m3", "http://127.0.0.1:8088/hostname").strip() == "a"
+
+
+def test_bandwidth_annotations_shape_the_host_end_and_an_ifb(cluster: Cluster) -> None:
+    (link,) = told(cluster.pod("a"), "ip", "-json", "link", "show", "eth0")
+    node = cluster.node("node-1")
+    host_end = next(
+        each["ifname"] for each in told(node, "ip", "-json", "link") if each["ifindex"] == link["link_index"]
+    )
+    qdiscs = told(node, "tc", "-json", "qdisc", "show", "dev", host_end)
+    assert {each["kind"] for each in qdiscs} >= {"tbf", "ingress"}
+    assert [each["options"]["rate"] * 8 for each in qdiscs if each["kind"] == "tbf"] == [20_000_000]
+    (ifb,) = told(node, "ip", "-json", "link", "show", "type", "ifb")
+    (shaper,) = told(node, "tc", "-json", "qdisc", "show", "dev", ifb["ifname"])
+    assert (shaper["kind"], shaper["options"]["rate"] * 8) == ("tbf", 10_000_000)
+    filters = told(node, "tc", "-json", "filter", "show", "dev", host_end, "ingress")
+    actions = [action for each in filters for action in each.get("options", {}).get("actions", ())]
+    assert {action["to_dev"] for action in actions} == {ifb["ifname"]}
+
+
+def test_pods_that_come_and_go_and_move_are_reached(cluster: Cluster) -> None:
+    for node in ("node-3", "node-1", "node-2"):
+        replace(cluster, "b", node)
+        eventually(lambda: all_reach(cluster), f"b on {node} is reached")
+        eventually(lambda: answers(cluster, "a", "10.96.0.80", "b"), "the Service follows")
+
+
+def test_rules_that_are_made_anew_stay_the_same(cluster: Cluster) -> None:
+    """What a dataplane and kube-proxy do when they are restarted."""
+    for number in (1, 2, 3):
+        cluster.client.post(f"/apis/testbed/v1/nodes/node-{number}/resync", {})
+    cluster.settle()
+    assert all_reach(cluster)
+    eventually(lambda: answers(cluster, "a", "10.96.0.80", "b"), "the Service answers")
+
+
+@pytest.mark.parametrize("variant", OPTIONS)
+def test_node_that_loses_its_power_is_not_missed_and_comes_back_with_its_pods(
+    variant: str, tmp_path: Path
+) -> None:
+    """On a cluster of its own: the node's agent and daemons are others afterwards."""
+    with up(variant, tmp_path, "own") as cluster:
+        with cluster.fault("node-crash", "node-3"):
+            assert all_reach(cluster, "ab")
+            assert not answers(cluster, "a", address(cluster, "c"), "c")
+        eventually(lambda: all_reach(cluster), "the node is back with its pod")
+        eventually(lambda: answers(cluster, "c", "10.96.0.80", "b"), "its Services are back")

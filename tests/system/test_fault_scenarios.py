@@ -1,0 +1,90 @@
+"""The scenarios in which something breaks, as they are in the library: what they expect comes true."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from testbed.scenario.run import run_scenario
+
+pytestmark = pytest.mark.nightly
+
+SCENARIOS = Path(__file__).parents[2] / "scenarios"
+FAULTS = {
+    "link-failure": ["link-down"],
+    "node-failure": ["node-crash"],
+    "partition": ["partition"],
+    "conntrack-exhaustion": ["conntrack-full"],
+    "mtu": ["mtu-black-hole"],
+    "dns-failure": ["dns-down", "dns-servfail", "dns-slow"],
+}
+
+
+def events(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_scenario_shows_what_it_says(name: str, tmp_path: Path) -> None:
+    lines: list[str] = []
+    done = run_scenario(SCENARIOS / f"{name}.yaml", out=tmp_path, report=lines.append)
+    assert done.error is None, "\n".join(lines)
+    assert done.met, "\n".join(lines)
+    told = [event for event in events(done.folder) if event["what"].startswith("fault ")]
+    assert [event["what"] for event in told] == ["fault applied", "fault healed"] * len(FAULTS[name])
+    assert [event["detail"]["fault"] for event in told] == [
+        fault for fault in FAULTS[name] for _ in ("applied", "healed")
+    ]
+    assert all(event["detail"].keys() == {"fault", "id", "target"} for event in told)
+    assert [event["monotonic"] for event in told] == sorted(event["monotonic"] for event in told)
+    assert (done.folder / "report.html").stat().st_size > 10_000
+
+
+SMALL = """
+apiVersion: testbed/v1
+kind: Scenario
+metadata: {{name: small}}
+cluster: {cluster}
+steps:
+- fault: {{fault: loss, count: 1, seed: 5, options: {{loss: 0.5}}}}
+- fault: {{fault: link-down, count: 1, seed: 5, for: 0.3}}
+- pause: {{seconds: 1, why: the link is healed meanwhile}}
+{more}
+"""
+CLUSTER = """
+apiVersion: testbed/v1
+kind: Cluster
+metadata: {name: small}
+spec: {nodes: {count: 4}, dns: {enabled: false}}
+"""
+
+
+def run_small(folder: Path, more: str) -> Any:
+    (folder / "small-cluster.yaml").write_text(CLUSTER)
+    (folder / "small.yaml").write_text(SMALL.format(cluster="small-cluster.yaml", more=more))
+    return run_scenario(folder / "small.yaml", out=folder / "results")
+
+
+def test_the_same_seed_breaks_the_same_and_all_is_healed_in_the_end(tmp_path: Path) -> None:
+    plans = []
+    for _ in range(2):
+        done = run_small(tmp_path, "")
+        assert done.error is None
+        told = [event for event in events(done.folder) if event["what"].startswith("fault ")]
+        plans.append(json.dumps([[event["what"], event["detail"]] for event in told]))
+        assert [event["what"] for event in told] == [
+            *("fault applied", "fault applied", "fault healed", "fault healed")
+        ]
+        assert told[2]["detail"]["fault"] == "link-down"
+        assert told[2]["monotonic"] - told[1]["monotonic"] >= 0.3
+    assert plans[0] == plans[1]
+
+
+def test_a_scenario_that_fails_has_its_faults_healed_and_told(tmp_path: Path) -> None:
+    done = run_small(tmp_path, "- fault: {fault: route-withdrawn, target: [node-9]}")
+    assert "no node 'node-9'" in str(done.error)
+    told = [event["what"] for event in events(done.folder)]
+    assert told.count("fault applied") == told.count("fault healed") == 2

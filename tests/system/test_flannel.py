@@ -1,0 +1,200 @@
+"""The flannel rows of the comparison of dataplanes, with real packets: every cell without a Service.
+
+Lab: nodes a 172.18.0.2 and b 172.18.0.3, outside 172.18.0.254; pods a1, a2 on a, b1 on b.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from node_lab import FACTS, NODES, OUTSIDE, Host, Lab, captured, pod, running_lab
+from test_bridge import echoes, mac, ping, source_seen
+
+from testbed.dataplane import dataplanes
+from testbed.state import NodeState
+
+A1, A2, B1 = pod("a1", "a", 2), pod("a2", "a", 3), pod("b1", "b", 2)
+PODS = (A1, A2, B1)
+IP = {"a1": "10.244.1.2", "a2": "10.244.1.3", "b1": "10.244.2.2"}
+B1_6 = "fd24:0:0:2::2"
+FLANNEL = dataplanes.get("flannel")
+IPV4 = replace(FACTS, pod_cidrs=("10.244.0.0/16",))
+NODES4 = tuple(replace(node, pod_cidrs=node.pod_cidrs[:1]) for node in NODES)
+PODS4 = tuple(replace(each, ips=each.ips[:1]) for each in PODS)
+
+
+def wire(lab: Lab, **options: Any) -> None:
+    facts = replace(IPV4, dataplane_options=options)
+    lab.wire(*PODS4, dataplane=FLANNEL, nodes=NODES4, facts=facts)
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with running_lab() as lab:
+        yield lab
+
+
+@pytest.fixture
+def vxlan(lab: Lab) -> Lab:
+    wire(lab)
+    return lab
+
+
+@pytest.fixture
+def host_gw(lab: Lab) -> Lab:
+    wire(lab, backend="host-gw")
+    return lab
+
+
+def routes(host: Host, where: str = "node") -> set[tuple[str, str | None, str]]:
+    found = host.json("ip", "-json", "route", where=where)
+    return {(route["dst"], route.get("gateway"), route["dev"]) for route in found}
+
+
+def received(host: Host, interface: str) -> int:
+    (link,) = host.json("ip", "-json", "-statistics", "link", "show", interface)
+    return int(link["stats64"]["rx"]["packets"])
+
+
+# --- vxlan ----------------------------------------------------------------------------------------------
+
+
+def test_pod_has_a_route_to_the_clusters_range_and_the_tunnels_mtu(vxlan: Lab) -> None:
+    (link,) = vxlan.a.json("ip", "-json", "-4", "address", "show", "eth0", where="uid-a1")
+    assert [(info["local"], info["prefixlen"]) for info in link["addr_info"]] == [(IP["a1"], 24)]
+    assert link["mtu"] == 1450
+    assert routes(vxlan.a, "uid-a1") == {
+        ("default", "10.244.1.1", "eth0"),
+        ("10.244.0.0/16", "10.244.1.1", "eth0"),
+        ("10.244.1.0/24", None, "eth0"),
+    }
+
+
+def test_tunnel_device_has_its_nodes_first_address_and_learns_nothing(vxlan: Lab) -> None:
+    (link,) = vxlan.a.json("ip", "-json", "-details", "address", "show", "flannel.1")
+    data = link["linkinfo"]["info_data"]
+    assert (data["id"], data["port"], data["local"], data["learning"]) == (1, 8472, "172.18.0.2", False)
+    assert link["mtu"] == 1450
+    (address,) = [info for info in link["addr_info"] if info["family"] == "inet"]
+    assert (address["local"], address["prefixlen"]) == ("10.244.1.0", 32)
+
+
+def test_a_peer_is_one_route_one_neighbour_and_one_forwarding_entry(vxlan: Lab) -> None:
+    peer = mac(vxlan.b, "flannel.1")
+    assert "10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink" in vxlan.a.ok("ip", "route")
+    neighbours = vxlan.a.json("ip", "-json", "neighbour", "show", "dev", "flannel.1")
+    assert [(n["dst"], n["lladdr"], n["state"]) for n in neighbours] == [("10.244.2.0", peer, ["PERMANENT"])]
+    assert vxlan.a.ok("bridge", "fdb", "show", "dev", "flannel.1").split() == [
+        *(peer, "dst", "172.18.0.3", "self", "permanent")
+    ]
+
+
+def test_packet_across_is_in_vxlan_between_the_nodes_and_between_the_tunnel_devices(vxlan: Lab) -> None:
+    with captured(vxlan.a, "eth0") as underlay, captured(vxlan.a, "flannel.1") as tunnel:
+        assert ping(vxlan.a, IP["b1"], where="uid-a1") == 62
+    sent = [frame for frame in underlay if frame["src"] == "172.18.0.2" and frame.get("dport") == 8472]
+    assert [(frame["dst"], frame["ttl"], frame["length"]) for frame in sent] == [("172.18.0.3", 64, 148)]
+    (inner,) = echoes(tunnel)
+    assert (inner["from"], inner["to"]) == (mac(vxlan.a, "flannel.1"), mac(vxlan.b, "flannel.1"))
+    assert (inner["src"], inner["ttl"]) == (IP["a1"], 63)
+
+
+def test_packet_of_the_mtu_passes_whole_and_one_byte_more_does_not(vxlan: Lab) -> None:
+    ping(vxlan.a, IP["b1"], "-M", "do", "-s", "1422", where="uid-a1")
+    assert vxlan.a.run("ping", "-n", "-c1", "-W1", "-M", "do", "-s", "1423", IP["b1"], where="uid-a1").code
+
+
+def test_who_is_seen_with_which_address(vxlan: Lab) -> None:
+    assert source_seen(vxlan.a, IP["b1"], "uid-a1", vxlan.b, "uid-b1") == IP["a1"]
+    assert source_seen(vxlan.a, IP["b1"], "node", vxlan.b, "uid-b1") == "10.244.1.0"
+    assert source_seen(vxlan.a, "172.18.0.3", "uid-a1", vxlan.b, "node") == "172.18.0.2"
+    assert ping(vxlan.a, IP["a2"], where="uid-a1") == 64
+
+
+def test_outside_sees_the_nodes_address_in_a_plain_frame(vxlan: Lab) -> None:
+    with captured(vxlan.outside, "eth0") as seen:
+        ping(vxlan.a, OUTSIDE, where="uid-a1")
+    (echo,) = echoes(seen)
+    assert (echo["src"], echo["ttl"], echo["length"]) == ("172.18.0.2", 63, 98)
+
+
+def test_forwarding_goes_on_where_the_policy_is_to_drop(vxlan: Lab) -> None:
+    vxlan.a.ok("iptables-nft", "-P", "FORWARD", "DROP")
+    try:
+        ping(vxlan.a, IP["b1"], where="uid-a1")
+    finally:
+        vxlan.a.ok("iptables-nft", "-P", "FORWARD", "ACCEPT")
+
+
+def test_without_its_forwarding_entry_a_peers_pods_alone_are_lost(vxlan: Lab) -> None:
+    peer = mac(vxlan.b, "flannel.1")
+    entry = [peer, "dev", "flannel.1", "dst", "172.18.0.3", "self", "permanent"]
+    vxlan.a.ok("bridge", "fdb", "del", *entry)
+    try:
+        assert vxlan.a.run("ping", "-n", "-c1", "-W1", IP["b1"], where="uid-a1").code == 1
+        ping(vxlan.a, IP["a2"], where="uid-a1")
+    finally:
+        vxlan.a.ok("bridge", "fdb", "append", *entry)
+
+
+def test_direct_routing_leaves_the_tunnel_to_peers_behind_a_router(lab: Lab) -> None:
+    wire(lab, directRouting=True)
+    assert ("10.244.2.0/24", "172.18.0.3", "eth0") in routes(lab.a)
+    assert lab.a.ok("bridge", "fdb", "show", "dev", "flannel.1") == ""
+    assert ping(lab.a, IP["b1"], where="uid-a1") == 62
+
+
+def test_both_families_cross_in_tunnels_of_their_own(lab: Lab) -> None:
+    lab.wire(*PODS, dataplane=FLANNEL)
+    ping(lab.a, IP["b1"], where="uid-a1")
+    before = received(lab.a, "flannel-v6.1")
+    assert ping(lab.a, B1_6, where="uid-a1") == 62
+    assert received(lab.a, "flannel-v6.1") > before
+
+
+# --- host-gw --------------------------------------------------------------------------------------------
+
+
+def test_host_gw_is_a_route_to_each_peer_and_nothing_else(host_gw: Lab) -> None:
+    assert ("10.244.2.0/24", "172.18.0.3", "eth0") in routes(host_gw.a)
+    names = {link["ifname"] for link in host_gw.a.json("ip", "-json", "link")}
+    assert not [name for name in names if name.startswith("flannel")]
+    (link,) = host_gw.a.json("ip", "-json", "link", "show", "eth0", where="uid-a1")
+    assert link["mtu"] == 1500
+
+
+def test_host_gw_sends_plain_frames_and_the_nodes_own_address(host_gw: Lab) -> None:
+    with captured(host_gw.a, "eth0") as underlay:
+        assert ping(host_gw.a, IP["b1"], where="uid-a1") == 62
+    (echo,) = echoes(underlay)
+    assert (echo["src"], echo["dst"], echo["ttl"], echo["length"]) == (IP["a1"], IP["b1"], 63, 98)
+    assert source_seen(host_gw.a, IP["b1"], "node", host_gw.b, "uid-b1") == "172.18.0.2"
+
+
+@pytest.mark.parametrize("backend", ["vxlan", "host-gw"])
+def test_a_node_that_gets_another_address_is_reached_by_it_alone(lab: Lab, backend: str) -> None:
+    """flanneld publishes the new public address, and every peer replaces what led to the old one."""
+    wire(lab, backend=backend)
+    ping(lab.a, IP["b1"], where="uid-a1")
+    moved = (NODES4[0], replace(NODES4[1], addresses=("172.18.0.33", "fd18::3")))
+    facts = replace(IPV4, dataplane_options={"backend": backend})
+    lab.b.become(NodeState())  # what stands on the old address goes with it
+    change_address(lab.b, "172.18.0.3/16", "172.18.0.33/16")
+    try:
+        lab.wire(*PODS4, dataplane=FLANNEL, nodes=moved, facts=facts)
+        ping(lab.a, IP["b1"], where="uid-a1")
+        assert "172.18.0.3 " not in lab.a.ok("ip", "route") + lab.a.ok("bridge", "fdb", "show")
+    finally:
+        change_address(lab.b, "172.18.0.33/16", "172.18.0.3/16")
+        lab.b.become(NodeState())
+        wire(lab, backend=backend)
+
+
+def change_address(host: Host, old: str, new: str) -> None:
+    """Give a node another address; its routes go with the old one."""
+    host.ok("ip", "address", "del", old, "dev", "eth0")
+    host.ok("ip", "address", "add", new, "dev", "eth0")
+    host.ok("ip", "route", "replace", "default", "via", OUTSIDE)

@@ -1,0 +1,115 @@
+"""Weave's faults on a live cluster: in force, what pods see of it, healed, and as before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from cell_lab import captured, echoes, mac, ok, ping, told
+from test_weave_mesh import ip, reached_by, status, up
+
+from testbed.api.client import RequestFailed
+from testbed.api.cluster import Cluster
+from testbed.dataplane.weave.names import peer_name
+from testbed.wait import wait_until
+
+pytestmark = pytest.mark.nightly
+
+NODES = ("node-1", "node-2", "node-3")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with up(tmp_path_factory.mktemp("faults"), "weave-faults", 3) as cluster:
+        reached_by(cluster, "fastdp", count=3)
+        yield cluster
+
+
+def reaches(cluster: Cluster, source: str, target: str) -> bool:
+    return cluster.pod(source).run(["ping", "-n", "-c1", "-W1", ip(cluster, target)]).code == 0
+
+
+def whole(cluster: Cluster) -> None:
+    """As before any fault."""
+    reached_by(cluster, "fastdp", count=3)
+    for source, target in (("p1", "p2"), ("p2", "p3"), ("p3", "p1")):
+        wait_until(lambda s=source, t=target: reaches(cluster, s, t), 10, f"{source} reaches {target}")  # type: ignore[misc]
+
+
+def test_blocked_fastdp_goes_by_sleeve_to_that_node_alone(cluster: Cluster) -> None:
+    node = cluster.node("node-1")
+    with cluster.fault("weave-blocked", "node-2"):
+        found: dict[str, str] = {}
+
+        def so() -> bool:
+            found.update({to: each["overlay"] for to, each in status(node, "node-1").items()})
+            return found == {"node-2": "sleeve", "node-3": "fastdp"}
+
+        wait_until(so, 20, "node-2 alone is reached by sleeve", detail=lambda: str(found))
+
+        def each_its_way() -> bool:
+            with captured(node, "eth0") as seen:
+                ping(cluster.pod("p1"), ip(cluster, "p2"))
+                ping(cluster.pod("p1"), ip(cluster, "p3"))
+            pods = [frame for frame in seen if b"\x08\x00\x45" in bytes.fromhex(frame["raw"])[42:80]]
+            ways = {(frame["dst"], frame.get("dport")) for frame in pods if frame["src"] == "192.168.100.11"}
+            assert {("192.168.100.12", 6783), ("192.168.100.13", 6784)} <= ways
+            return ("192.168.100.12", 6784) not in ways
+
+        # What the kernel learned from a peer that changed over later is forgotten within a second or two.
+        wait_until(each_its_way, 20, "frames to node-2 go by sleeve alone")
+    whole(cluster)
+
+
+def test_blocked_fastdp_and_sleeve_cut_a_nodes_pods_off(cluster: Cluster) -> None:
+    with cluster.fault("weave-blocked", "node-2", sleeve=True):
+        wait_until(lambda: not reaches(cluster, "p1", "p2"), 10, "p2 is cut off")
+        assert reaches(cluster, "p1", "p3")
+    whole(cluster)
+
+
+def test_mtu_that_the_underlay_does_not_carry_is_left_to_sleeve(cluster: Cluster) -> None:
+    with cluster.fault("weave-mtu", *NODES, mtu=1500):
+        assert told(cluster.pod("p1"), "ip", "-json", "link", "show", "eth0")[0]["mtu"] == 1500
+        reached_by(cluster, "sleeve", count=3)
+        ping(cluster.pod("p1"), ip(cluster, "p2"), "-M", "do", "-s", "1410")
+    assert told(cluster.pod("p1"), "ip", "-json", "link", "show", "eth0")[0]["mtu"] == 1376
+    whole(cluster)
+
+
+def test_cloned_machine_is_connected_to_nobody(cluster: Cluster) -> None:
+    with cluster.fault("weave-duplicate-peer", "node-3", of="node-1"):
+        assert (
+            mac(cluster.node("node-3"), "weave")
+            == mac(cluster.node("node-1"), "weave")
+            == peer_name("node-1")
+        )
+        wait_until(lambda: not reaches(cluster, "p1", "p3"), 10, "p3 is cut off")
+        wait_until(lambda: not reaches(cluster, "p3", "p2"), 10, "p3 is cut off from all")
+        assert reaches(cluster, "p1", "p2")
+    whole(cluster)
+
+
+def test_mac_that_moves_takes_the_pods_packets_along(cluster: Cluster) -> None:
+    ping(cluster.pod("p1"), ip(cluster, "p2"))
+    with cluster.fault("weave-mac-moved", "p2", to="node-3"):
+        with captured(cluster.node("node-3"), "vethwe-moved1", promiscuous=True) as seen:
+            cluster.pod("p1").run(["ping", "-n", "-c1", "-W1", ip(cluster, "p2")])
+        assert len(echoes(seen)) == 1
+    ok(cluster.node("node-3"), "sh", "-c", "! ip link show vethwe-moved")
+    whole(cluster)
+
+
+@pytest.mark.parametrize(
+    ("fault", "target", "options", "why"),
+    [
+        ("weave-duplicate-peer", "node-1", {"of": "node-1"}, "has that name anyhow"),
+        ("weave-mac-moved", "p1", {"to": "node-1"}, "to another node than its own"),
+        ("weave-mtu", "node-1", {"mtu": 1376}, "would change nothing"),
+    ],
+)
+def test_what_means_nothing_is_refused(
+    cluster: Cluster, fault: str, target: str, options: dict[str, object], why: str
+) -> None:
+    with pytest.raises(RequestFailed, match=why), cluster.fault(fault, target, **options):
+        pass

@@ -1,0 +1,387 @@
+"""Campaign files, the plan made of them, content addresses, estimates, keeping cells: without a cluster."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pandas as pd
+import pytest
+
+from testbed.campaign import bundle, disturb
+from testbed.campaign.bundle import Bundler, bundles, unpack
+from testbed.campaign.estimate import CAMPAIGN, NOTHING, RUNS, SAME, Estimator, spoken
+from testbed.campaign.execute import Executed, descendants, memory_of
+from testbed.campaign.load import Campaign, load_campaign, parse_size
+from testbed.campaign.plan import plan, seed_of
+from testbed.campaign.store import opened
+from testbed.cells import CELL, CellRecord, FactorRecord, PlanRecord, read_campaign
+from testbed.errors import InputError
+from testbed.measure.frames import frame_of
+from testbed.records import SAMPLES, Sample
+
+SOURCE = Path(__file__).parents[2]
+FILE = """
+apiVersion: testbed/v1
+kind: Campaign
+metadata: {name: it}
+scenario: s.yaml
+always: {spec: {dns.enabled: false}}
+factors:
+  mode: {spec: network.proxy.mode, levels: [iptables, nftables]}
+  echoes: {scenario: "steps[0].rtt.count", levels: [10, 20, 30]}
+  link:
+    levels:
+      slow: {spec: {topology.link.bandwidth: 10Mbit}, scenario: {"steps[0].rtt.timeout": 2}}
+      fast: {}
+exclude:
+- {mode: nftables, echoes: [20, 30]}
+replicates: 3
+seed: 5
+limits: {time: 1m30s, memory: 512Mi}
+"""
+
+
+def write(folder: Path, text: str = FILE) -> Path:
+    (folder / "c.yaml").write_text("apiVersion: testbed/v1\nkind: Cluster\nspec: {manifests: [pod.yaml]}\n")
+    (folder / "pod.yaml").write_text(
+        "{apiVersion: v1, kind: Pod, metadata: {name: a}, spec: {containers: [{name: a, image: nginx}]}}"
+    )
+    (folder / "s.yaml").write_text(
+        "apiVersion: testbed/v1\nkind: Scenario\ncluster: c.yaml\nsteps:\n- rtt: {count: 1}\n"
+    )
+    path = folder / "it.yaml"
+    path.write_text(text)
+    return path
+
+
+def load(folder: Path, text: str = FILE) -> Campaign:
+    return load_campaign(write(folder, text))
+
+
+def record(address: str = "a" * 20, **fields: Any) -> CellRecord:
+    given: dict[str, Any] = {
+        "address": address,
+        "campaign": "it",
+        "levels": {"mode": "iptables"},
+        "replicate": 1,
+        "position": 1,
+        "seed": 1,
+        "outcome": "met",
+        "code": "c",
+    }
+    return CellRecord(**{**given, **fields})
+
+
+# --- the file ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path", sorted((SOURCE / "scenarios/campaigns").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_every_campaign_of_ours_can_be_planned(path: Path) -> None:
+    campaign = load_campaign(path)
+    cells = plan(campaign)
+    assert campaign.description
+    assert len({request.address for request in bundles(campaign, cells)}) == len(cells)
+
+
+def test_a_file_is_read_with_its_limits(tmp_path: Path) -> None:
+    campaign = load(tmp_path)
+    assert (campaign.name, campaign.time, campaign.memory) == ("it", 90.0, 512 << 20)
+    assert [list(factor.levels) for factor in campaign.factors] == [
+        ["iptables", "nftables"],
+        ["10", "20", "30"],
+        ["slow", "fast"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("  port: {spec: a.b, levels: [1]}", "factors.port: 'port' is a column of the samples"),
+        ("  x: {levels: [1]}", "factors.x: says neither in spec nor in scenario"),
+        ("  x: {spec: a.b, levels: []}", "factors.x.levels: must not be empty"),
+        ("  x: {spec: a.b, levels: [a/b]}", "'a/b' cannot name a folder"),
+        ("  x: {spec: a.b, levels: [1, 1]}", "has 1 twice"),
+        ("  x: {spec: a.b, levels: {y: {}}}", "go with a list of levels"),
+        ("exclude: [{other: a}]", "is no factor: mode"),
+        ("exclude: [{mode: ipvs}]", "has no level ipvs: iptables, nftables"),
+        ("replicates: 0", "replicates: must be 1 to 1000"),
+        ("limits: {time: soon}", "limits.time: must be a duration"),
+        ("limits: {memory: 2G}", "limits.memory: must be a size such as 512Mi"),
+        ("disturbance: 5", "disturbance: must be a share"),
+        ("unknown: 1", "unknown"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_place(tmp_path: Path, change: str, message: str) -> None:
+    text = (
+        "apiVersion: testbed/v1\nkind: Campaign\nscenario: s.yaml\nfactors:\n"
+        f"  mode: {{spec: network.proxy.mode, levels: [iptables, nftables]}}\n{change}\n"
+    )
+    with pytest.raises(InputError) as error:
+        load(tmp_path, text)
+    assert message in str(error.value)
+    assert "it.yaml:" in str(error.value)
+
+
+def test_sizes() -> None:
+    assert (parse_size("1.5Gi"), parse_size("64Ki")) == (3 << 29, 65536)
+
+
+# --- the plan ---------------------------------------------------------------------------------------------
+
+
+def test_every_combination_but_the_excluded_once_in_each_block(tmp_path: Path) -> None:
+    cells = plan(load(tmp_path))
+    assert len(cells) == 3 * (2 * 3 * 2 - 4)
+    assert [cell.position for cell in cells] == list(range(1, 25))
+    for replicate in (1, 2, 3):
+        block = cells[8 * (replicate - 1) : 8 * replicate]
+        assert {cell.replicate for cell in block} == {replicate}
+        assert set(Counter(tuple(cell.levels.values()) for cell in block).values()) == {1}
+    assert not [cell for cell in cells if cell.levels["mode"] == "nftables" and cell.levels["echoes"] != "10"]
+
+
+def test_blocks_are_in_different_orders_that_follow_from_the_seed(tmp_path: Path) -> None:
+    def orders(seed: int) -> list[list[tuple[str, ...]]]:
+        cells = plan(load(tmp_path, FILE.replace("seed: 5", f"seed: {seed}")))
+        return [[tuple(cell.levels.values()) for cell in cells if cell.replicate == n] for n in (1, 2, 3)]
+
+    assert orders(5) == orders(5)
+    assert orders(5) != orders(6)
+    assert len({tuple(order) for order in orders(5)}) == 3
+
+
+def test_levels_become_overrides_and_changes(tmp_path: Path) -> None:
+    cell = next(
+        one
+        for one in plan(load(tmp_path))
+        if one.levels == {"mode": "iptables", "echoes": "20", "link": "slow"}
+    )
+    assert cell.overrides == (
+        "dns.enabled=false",
+        'network.proxy.mode="iptables"',
+        'topology.link.bandwidth="10Mbit"',
+    )
+    assert cell.changes == {"steps[0].rtt.count": 20, "steps[0].rtt.timeout": 2}
+
+
+def test_a_seed_is_a_cells_own() -> None:
+    seeds = {seed_of(1, {"mode": mode}, replicate) for mode in "abc" for replicate in range(10)}
+    assert len(seeds) == 30
+    assert seed_of(1, {"a": "1", "b": "2"}, 1) == seed_of(1, {"b": "2", "a": "1"}, 1)
+    assert seed_of(1, {"a": "1"}, 1) != seed_of(2, {"a": "1"}, 1)
+
+
+# --- content addresses ------------------------------------------------------------------------------------
+
+
+def addresses(folder: Path) -> list[str]:
+    campaign = load_campaign(folder / "it.yaml")
+    return [request.address for request in bundles(campaign, plan(campaign))]
+
+
+def test_the_same_content_has_the_same_address_wherever_it_lies(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name)
+    first = addresses(tmp_path / "one")
+    assert first == addresses(tmp_path / "two")
+    assert len(set(first)) == len(first)
+
+
+@pytest.mark.parametrize("file", ["c.yaml", "pod.yaml", "s.yaml"])
+def test_every_file_that_a_cell_depends_on_is_in_its_address(tmp_path: Path, file: str) -> None:
+    write(tmp_path)
+    before = addresses(tmp_path)
+    (tmp_path / file).write_text((tmp_path / file).read_text() + "\n# changed\n")
+    assert not set(before) & set(addresses(tmp_path))
+
+
+def test_the_code_is_in_the_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path)
+    before = addresses(tmp_path)
+    monkeypatch.setattr(bundle, "code_version", lambda: "other")
+    assert not set(before) & set(addresses(tmp_path))
+
+
+def test_more_levels_and_replicates_leave_other_cells_their_addresses(tmp_path: Path) -> None:
+    write(tmp_path)
+    before = set(addresses(tmp_path))
+    write(
+        tmp_path, FILE.replace("[10, 20, 30]", "[10, 20, 30, 40]").replace("replicates: 3", "replicates: 4")
+    )
+    assert before < set(addresses(tmp_path))
+
+
+def test_files_are_taken_along_and_none_lands_outside(tmp_path: Path) -> None:
+    campaign = load(tmp_path)
+    request = Bundler(campaign).request(plan(campaign)[0])
+    assert sorted(request.files) == ["c.yaml", "pod.yaml", "s.yaml"]
+    unpack(request.files, tmp_path / "there")
+    assert (tmp_path / "there" / request.scenario).read_bytes() == request.files["s.yaml"]
+    for name in ("../out", "/tmp/out"):
+        with pytest.raises(InputError, match="leads out"):
+            unpack({name: b""}, tmp_path / "there")
+
+
+# --- estimates --------------------------------------------------------------------------------------------
+
+
+def test_estimates_say_what_they_are_taken_from() -> None:
+    estimator = Estimator([], [])
+    assert estimator.of({"mode": "a"}) == estimator.of({}) != None  # noqa: E711 - equal, and something
+    assert estimator.of({"mode": "a"}).source == NOTHING
+    assert Estimator([], [3.0, 5.0, 4.0]).of({}).seconds == 4.0
+    assert Estimator([], [3.0]).of({}).source == RUNS
+    estimator.add(record(levels={"mode": "a"}, seconds=10, memory=100))
+    estimator.add(record(levels={"mode": "a"}, seconds=99, outcome="out of time"))
+    same, other = estimator.of({"mode": "a"}), estimator.of({"mode": "b"})
+    assert (same.seconds, same.memory, same.source) == (10, 100, SAME)
+    assert other.source == CAMPAIGN
+    assert estimator.left([{"mode": "a"}, {"mode": "b"}, {"mode": "b"}], 2) == 15
+    assert estimator.left([{"mode": "a"}], 4) == 10, "a cell is not shared"
+    assert Estimator([]).left([{}], 1) is None
+
+
+def test_times_are_spoken() -> None:
+    assert [spoken(s) for s in (None, 4, 40, 100, 7800)] == [
+        "unknown",
+        "4.0 s",
+        "40 s",
+        "2 min",
+        "2 h 10 min",
+    ]
+
+
+# --- disturbance ------------------------------------------------------------------------------------------
+
+
+def samples(median: float, count: int = 50) -> pd.DataFrame:
+    base = {"kind": "rtt", "step": "trips", "protocol": "icmp", "path": "outside"}
+    ends = dict.fromkeys(
+        ("source", "source_namespace", "source_node", "destination", "destination_namespace"), ""
+    )
+    return frame_of(
+        [
+            Sample(**base, **ends, destination_node="", ip="", seconds=median * (1 + (n % 7 - 3) / 100))
+            for n in range(count)
+        ]
+    )
+
+
+def disturbance(before: float, together: float, after: float, count: int = 50) -> disturb.Disturbance:
+    def run(at_once: int) -> list[pd.DataFrame]:
+        return [samples(together if at_once > 1 else alone.pop(0), count)] * at_once
+
+    alone = [before, after]
+    return disturb.measure(run, 2, 0.1, "m", "c")
+
+
+def test_cells_that_are_slower_together_disturb_each_other() -> None:
+    found = disturbance(1e-4, 1.5e-4, 1.02e-4)
+    assert found.disturbed
+    assert found.slower == pytest.approx(1.485, rel=0.01)
+    assert "trips, icmp, outside: median +48.5% with 2 cells at once" in found.told()
+
+
+def test_what_runs_alone_differ_by_is_no_disturbance() -> None:
+    assert not disturbance(1e-4, 1.05e-4, 1e-4).disturbed
+    assert not disturbance(1e-4, 1.5e-4, 2e-4).disturbed
+
+
+def test_too_few_samples_tell_nothing() -> None:
+    found = disturbance(1e-4, 9e-4, 1e-4, count=10)
+    assert not found.known
+    assert "not known" in found.told()
+
+
+# --- the folder -------------------------------------------------------------------------------------------
+
+
+def executed(folder: Path, one: CellRecord) -> Executed:
+    folder.mkdir(parents=True)
+    samples(1e-4).to_parquet(folder / SAMPLES, index=False)
+    (folder / CELL).write_bytes(msgspec.json.encode(one))
+    return Executed(one, folder)
+
+
+def planned(*addresses: str) -> PlanRecord:
+    return PlanRecord(
+        campaign="it",
+        description="",
+        scenario="s",
+        factors=(FactorRecord("mode", ("iptables", "nftables")),),
+        replicates=2,
+        seed=0,
+        code="c",
+        cells=addresses,
+    )
+
+
+def test_cells_are_kept_once_and_published_as_one_data_set(tmp_path: Path) -> None:
+    import duckdb
+
+    one, two, failed = (letter * 20 for letter in "abc")
+    with opened(tmp_path / "it") as folder:
+        folder.keep(executed(folder.work(one), record(one)))
+        folder.keep(executed(folder.work(two), record(two, levels={"mode": "nftables"}, replicate=2)))
+        folder.keep(executed(folder.work(failed), record(failed, outcome="out of time", exit_code=4)))
+        assert folder.done() == {one, two}
+        plan_record = planned(one, two, failed)
+        folder.write_plan(plan_record)
+        assert folder.publish(plan_record) == 2
+        first = (tmp_path / "it/samples").stat().st_ino
+        assert folder.publish(plan_record) == 2, "and again, in the place of the first"
+        assert (tmp_path / "it/samples").stat().st_ino != first
+    frame = pd.read_parquet(tmp_path / "it/samples")
+    assert Counter(zip(frame["mode"], frame["replicate"], strict=True)) == {
+        ("iptables", 1): 50,
+        ("nftables", 2): 50,
+    }
+    rows = duckdb.execute(
+        "select mode, replicate, count(*), median(seconds) from read_parquet(?, hive_partitioning = true) "
+        "group by all order by all",
+        [f"{tmp_path}/it/samples/**/*.parquet"],
+    ).fetchall()
+    assert [row[:3] for row in rows] == [("iptables", 1, 50), ("nftables", 2, 50)]
+    cells = pd.read_parquet(tmp_path / "it/cells.parquet")
+    assert list(cells["outcome"]) == ["met", "met", "out of time"]
+    assert sorted(path.name for path in (tmp_path / "it").iterdir()) == [
+        "campaign.json",
+        "cells",
+        "cells.parquet",
+        "failed",
+        "samples",
+    ]
+    assert [cell.done for cell in read_campaign(tmp_path / "it").cells] == [True, True, False]
+
+
+def test_a_cell_that_fails_and_then_succeeds_is_there_once(tmp_path: Path) -> None:
+    address = "a" * 20
+    with opened(tmp_path / "it") as folder:
+        folder.keep(executed(folder.work(address), record(address, outcome="failed")))
+        folder.keep(executed(folder.work(address), record(address)))
+        assert [one.outcome for one in folder.records()] == ["met"]
+
+
+def test_a_folder_is_one_campaigns_at_a_time_and_leftovers_go(tmp_path: Path) -> None:
+    left = tmp_path / "it/.work/x/out"
+    left.mkdir(parents=True)
+    with (
+        opened(tmp_path / "it"),
+        pytest.raises(InputError, match="another campaign"),
+        opened(tmp_path / "it"),
+    ):
+        pass
+    assert not left.exists()
+
+
+def test_the_memory_of_a_family_of_processes() -> None:
+    family = descendants(os.getpid())
+    assert os.getpid() in family
+    assert 1 << 20 < memory_of(family) < 1 << 34

@@ -1,0 +1,297 @@
+"""Faults without a kernel: who is chosen, what states become, and what a reading would have to show."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import msgspec
+import pytest
+
+from testbed.apps.wire import dns
+from testbed.control.snapshot import ClusterFacts, Node, Pod, Snapshot
+from testbed.errors import InputError, TestbedError
+from testbed.fabric.links import Shaping
+from testbed.faults import faults
+from testbed.faults.impair import unlike as shown_unlike
+from testbed.faults.model import Fault, described
+from testbed.faults.programs.announce import frame
+from testbed.faults.programs.dns_front import servfail
+from testbed.faults.readback import changed_netns, unlike
+from testbed.faults.service import Faults, Request, _Active
+from testbed.faults.target import Scene, Target, Wanted, choose
+from testbed.faults.udp_race import counted
+from testbed.kernel.channel import ChannelClosed
+from testbed.state import Chain, NetnsState, NodeState, PodState, Route
+
+FACTS = ClusterFacts("cluster.local", ("10.244.0.0/16",), ("10.96.0.0/12",), ("192.168.100.0/24",), ())
+NODES = tuple(Node(f"node-{k}", (f"192.168.100.{10 + k}",), (f"10.244.{k}.0/24",)) for k in range(1, 7))
+PODS = tuple(
+    Pod(f"uid-{k}", "default", f"web-{k}", f"node-{k}", (f"10.244.{k}.2",), labels={"app": "web"})
+    for k in range(1, 4)
+)
+LINKS = tuple((node.name, "eth0", "s1", f"s1-eth{k}") for k, node in enumerate(NODES, 1))
+SCENE = Scene(Snapshot(FACTS, NODES, PODS), PODS, [*LINKS, ("r1", "eth1", "s1", "s1-eth9")])
+ROUTES = {
+    f"10.244.{k}.0/24": Route(f"10.244.{k}.0/24", via=f"192.168.100.{10 + k}", dev="eth0") for k in (2, 3)
+}
+STATES = {
+    "node-1": NodeState(
+        NetnsState(
+            routes=ROUTES,
+            chains={("ipv4", "raw", "PREROUTING"): Chain("ipv4", "raw", "PREROUTING", ("-j ACCEPT",))},
+        ),
+        {"uid-1": PodState("uid-1", "default", "web-1", "web-1", ips=("10.244.1.2",), node="node-1")},
+    )
+}
+
+
+def make(name: str, **options: Any) -> Fault:
+    return msgspec.convert(options, faults.get(name))
+
+
+def aimed(fault: Fault, *names: str) -> Target:
+    return fault.resolve(choose(fault.aim, Wanted(names), SCENE, "0"), SCENE)
+
+
+# --- targets --------------------------------------------------------------------------------------------
+
+
+def test_a_named_target_is_taken_as_it_is() -> None:
+    assert choose("node", Wanted(("node-3", "node-1")), SCENE, "0").names == ["node-3", "node-1"]
+    assert choose("pod", Wanted(("web-2",)), SCENE, "0").names == ["default/web-2"]
+    assert choose("link", Wanted(("node-2", "r1:s1")), SCENE, "0").names == ["node-2:s1", "r1:s1"]
+
+
+def test_what_is_chosen_by_a_seed_is_chosen_again() -> None:
+    picks = {seed: choose("node", Wanted(count=2), SCENE, seed).names for seed in map(str, range(20))}
+    assert picks == {seed: choose("node", Wanted(count=2), SCENE, seed).names for seed in picks}
+    assert len({tuple(names) for names in picks.values()}) > 3
+
+
+def test_a_selector_takes_one_pod_or_all_of_them() -> None:
+    one = choose("pod", Wanted(selector="app=web"), SCENE, "7").names
+    assert len(one) == 1
+    every = choose("pod", Wanted(selector="app=web", count="all"), SCENE, "7").names
+    assert every == ["default/web-1", "default/web-2", "default/web-3"]
+
+
+@pytest.mark.parametrize(
+    ("aim", "wanted", "message"),
+    [
+        ("node", Wanted(("node-9",)), "no node 'node-9': there are node-1, "),
+        ("node", Wanted(count=7), "count: 7 asked for, there are 6 nodes"),
+        ("node", Wanted(selector="a=b"), "a selector and a namespace are for pods"),
+        ("pod", Wanted(("db",)), "no running pod default/db"),
+        ("pod", Wanted(selector="app=db"), "there are no pods of that kind"),
+        ("link", Wanted(("node-1:r1",)), "no link 'node-1:r1': node-1:s1"),
+    ],
+)
+def test_a_target_that_is_not_there_is_refused(aim: Any, wanted: Wanted, message: str) -> None:
+    with pytest.raises(InputError, match="^" + message):
+        choose(aim, wanted, SCENE, "0")
+
+
+# --- perturbing -----------------------------------------------------------------------------------------
+
+
+def test_no_fault_changes_the_states_it_is_given() -> None:
+    before = msgspec.json.encode(STATES["node-1"].netns.routes)
+    loss = make("loss", loss=0.5)
+    perturbed = loss.perturb(STATES, aimed(loss, "node-1"))
+    assert perturbed["node-1"] != STATES["node-1"]
+    assert msgspec.json.encode(STATES["node-1"].netns.routes) == before
+    assert loss.perturb({}, aimed(loss, "node-1")) == {}
+
+
+def test_loss_of_one_source_stands_in_front_of_what_is_there() -> None:
+    loss = make("loss", loss=0.1, source="node-2")
+    chain = loss.perturb(STATES, aimed(loss, "node-1"))["node-1"].netns.chains["ipv4", "raw", "PREROUTING"]
+    assert chain.rules == (
+        "-s 192.168.100.12/32 -i eth0 -m statistic --mode random --probability 0.10000000009 -j DROP",
+        "-s 10.244.2.0/24 -i eth0 -m statistic --mode random --probability 0.10000000009 -j DROP",
+        "-j ACCEPT",
+    )
+    assert chain.inserted == 2
+
+
+# --- reading back ---------------------------------------------------------------------------------------
+
+
+def test_a_reading_shows_what_was_changed_or_says_what_is_missing() -> None:
+    before = STATES["node-1"]
+    after = msgspec.structs.replace(
+        before, netns=msgspec.structs.replace(before.netns, routes={"10.244.2.0/24": ROUTES["10.244.2.0/24"]})
+    )
+    ((where, old, new),) = changed_netns(before, after)
+    assert where == ""
+    assert unlike(old, new, new) == []
+    assert unlike(old, new, old) == ["routes 10.244.3.0/24: is still there"]
+    assert unlike(new, old, new) == ["routes 10.244.3.0/24: is not there"]
+
+
+def test_a_rule_of_a_built_in_chain_is_looked_for_among_others() -> None:
+    loss = make("loss", loss=1)
+    before = STATES["node-1"].netns
+    after = loss.perturb(STATES, aimed(loss, "node-1"))["node-1"].netns
+    assert unlike(before, after, after) == []
+    (four, six) = unlike(before, after, before)
+    assert "no rule -i eth0 -m statistic" in four
+    assert six.startswith("chains ipv6 raw PREROUTING")
+    assert "still has" in unlike(after, before, after)[0]
+
+
+# --- the registry ---------------------------------------------------------------------------------------
+
+
+def test_every_fault_tells_what_it_is() -> None:
+    kinds = {each["fault"]: each for each in described()}
+    assert kinds["loss"]["acts on"] == "node"
+    assert json.dumps(described())
+    assert all(each["about"] for each in kinds.values())
+
+
+# --- each fault -----------------------------------------------------------------------------------------
+
+
+def test_a_withdrawn_route_is_that_of_the_named_node_alone() -> None:
+    fault = make("route-withdrawn", to="node-2")
+    state = fault.perturb(STATES, aimed(fault, "node-1"))["node-1"]
+    assert list(state.netns.routes) == ["10.244.3.0/24"]
+    everything = make("route-withdrawn")
+    assert not everything.perturb(STATES, aimed(everything, "node-1"))["node-1"].netns.routes
+
+
+def test_a_partition_drops_on_both_sides_what_comes_from_the_other() -> None:
+    fault = make("partition")
+    target = aimed(fault, "node-1", "node-2")
+    one = fault.perturb(STATES, target)["node-1"].netns.chains["ipv4", "raw", "PREROUTING"]
+    assert "-s 192.168.100.13/32 -i eth0 -j DROP" in one.rules
+    assert "-s 10.244.3.0/24 -i eth0 -j DROP" in one.rules
+    assert not any("192.168.100.12" in rule for rule in one.rules)
+    other = fault.perturb({"node-3": NodeState()}, target)["node-3"]
+    rules = other.netns.chains["ipv4", "raw", "PREROUTING"].rules
+    assert rules == tuple(
+        f"-s {each} -i eth0 -j DROP"
+        for k in (1, 2)
+        for each in (f"192.168.100.{10 + k}/32", f"10.244.{k}.0/24")
+    )
+    with pytest.raises(InputError, match="names all nodes"):
+        aimed(fault, *(node.name for node in NODES))
+
+
+def test_links_add_up_what_faults_ask_of_them() -> None:
+    down, short, slow = make("link-down"), make("mtu-black-hole", mtu=1300), make("impair", bandwidth="1Mbit")
+    target = aimed(down, "node-2")
+    ends = slow.perturb_ends(short.perturb_ends(down.perturb_ends({}, target), target), target)
+    assert not ends["node-2", "eth0"].up
+    assert ends["s1", "s1-eth2"].mtu == 1300
+    assert ends["s1", "s1-eth2"].shaping == ends["node-2", "eth0"].shaping == {"bw": 1.0}
+    assert (
+        short.perturb_ends(make("mtu-black-hole", mtu=1200).perturb_ends({}, target), target)[
+            "s1", "s1-eth2"
+        ].mtu
+        == 1200
+    )
+
+
+def test_impair_needs_netem_for_all_but_a_bandwidth_and_speaks_of_one_direction() -> None:
+    assert make("impair", bandwidth="1Mbit").requires() == {"htb"}
+    assert make("impair", delay="10ms", bandwidth="1Mbit").requires() == {"netem"}
+    out = make("impair", loss="1%", direction="out")
+    assert list(out.perturb_ends({}, aimed(out, "node-2"))) == [("node-2", "eth0")]
+    with pytest.raises(InputError, match="says nothing"):
+        aimed(make("impair"), "node-2")
+    with pytest.raises(InputError, match="impair"):
+        aimed(make("impair", delay="soon"), "node-2")
+
+
+def test_a_qdisc_that_is_not_what_was_asked_for_is_told() -> None:
+    shaping = Shaping.of(make("impair", delay="10ms", loss="1%").shaping)  # type: ignore[attr-defined]
+    netem = {"kind": "netem", "options": {"delay": {"delay": 0.01}, "loss-random": {"loss": 0.01}}}
+    assert shown_unlike(shaping, [netem]) == ""
+    assert shown_unlike(shaping, []) == "no netem"
+    other = {"kind": "netem", "options": {"delay": {"delay": 0.02}, "loss-random": {"loss": 0.01}}}
+    assert shown_unlike(shaping, [other]) == "delay is 0.02, not 0.01"
+
+
+def test_flushed_rules_leave_routes_and_pods() -> None:
+    fault = make("rules-flushed")
+    state = fault.perturb(STATES, aimed(fault, "node-1"))["node-1"]
+    assert not state.netns.chains
+    assert state.netns.routes == ROUTES
+    assert state.pods == STATES["node-1"].pods
+
+
+def test_a_dns_fault_turns_port_53_of_its_pods_and_of_no_others() -> None:
+    fault = make("dns-servfail")
+    target = choose("pod", Wanted(("web-1",)), SCENE, "0")
+    pods = {**STATES["node-1"].pods, "uid-9": PodState("uid-9", "default", "other", "other")}
+    states = {"node-1": msgspec.structs.replace(STATES["node-1"], pods=pods)}
+    after = fault.perturb(states, target)["node-1"].pods
+    assert after["uid-9"] == pods["uid-9"]
+    assert {key[2] for key in after["uid-1"].netns.nft_chains} == {"questions", "answers", "connections"}
+    assert fault.perturb({"node-1": NodeState()}, target) == {"node-1": NodeState()}, "the pod is gone"
+
+
+def test_an_answer_of_servfail_holds_the_question_alone() -> None:
+    asked = dns.question(7, "web.default.svc.cluster.local", "A")
+    told = dns.parse(servfail(asked + bytes(11)))
+    assert (told.number, told.answer, told.rcode) == (7, True, "SERVFAIL")
+    assert (told.name, told.type) == ("web.default.svc.cluster.local", "A")
+    assert told.answers == told.additional == ()
+
+
+def test_counters_of_all_cpus_are_added() -> None:
+    text = "cpu=0 found=1 insert_failed=2 drop=0 clash_resolve=15\ncpu=1 insert_failed=1 clash_resolve=45\n"
+    assert counted(text) == {"insert_failed": 3, "clash_resolve": 60}
+
+
+def test_an_announcement_is_an_arp_request_of_an_address_for_itself() -> None:
+    sent = frame(bytes.fromhex("020000000001"), "192.168.100.11")
+    assert len(sent) == 42
+    assert sent[:14].hex() == "ffffffffffff0200000000010806"
+    assert sent[28:32] == sent[38:42] == bytes([192, 168, 100, 11])
+
+
+def test_what_the_guide_shows_is_the_file() -> None:
+    root = Path(__file__).parents[2]
+    shown = re.findall(r"```python\n(.*?)```", (root / "docs/extending.md").read_text(), re.S)
+    assert (root / "testbed/faults/forwarding_off.py").read_text() in shown
+
+
+def test_the_guide_names_faults_that_there_are() -> None:
+    root = Path(__file__).parents[2]
+    told = re.findall(r"^\| `([a-z-]+)` \|", (root / "docs/faults.md").read_text(), re.M)
+    assert len(told) > 20
+    assert [name for name in told if name not in faults] == []
+
+
+def test_a_fault_whose_undoing_broke_off_can_be_healed_again() -> None:
+    """Whoever had to undo it ends while it does: that is told, and not forgotten."""
+    tries: list[str] = []
+
+    class Broken(Fault, frozen=True, kw_only=True):
+        async def lift(self, hands: Any, target: Target) -> None:
+            tries.append("lift")
+            if len(tries) == 1:
+                raise ChannelClosed
+
+    async def healed_twice() -> None:
+        plane = SimpleNamespace(perturb=None, workers={})
+        service = Faults(cast(Any, SimpleNamespace(plane=plane)))
+        active = _Active("fault-1", Request("broken"), Broken(), Target())
+        service._active["fault-1"] = active
+        record = service._record(active, 0.0)
+        with pytest.raises(TestbedError, match="ended meanwhile"):
+            await service.heal("fault-1")
+        assert (record.healed, record.problem[:18]) == (None, "not healed in full")
+        await service.heal("fault-1")
+        assert record.healed is not None
+        assert (record.problem, tries) == ("", ["lift", "lift"])
+
+    asyncio.run(healed_twice())

@@ -1,0 +1,136 @@
+"""What a report says of loads, of growth and of how fast rules follow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from testbed.measure.frames import frame_of, reachability_table, summary
+from testbed.records import SAMPLES, Event, RunRecord, Sample, read_run, write_run
+from testbed.report.html import write_report
+from testbed.report.loads import growth, loads, programming, timeline
+from testbed.report.svg import LinearScale
+
+START = 1_800_000_000.0
+
+
+def make_ask(
+    number: int, *, step: str = "load", failed: bool = False, size: int = 0, variant: str = ""
+) -> Sample:
+    return Sample(
+        kind="ask",
+        step=step,
+        source="client",
+        source_namespace="default",
+        source_node="",
+        destination="web",
+        destination_namespace="default",
+        destination_node="",
+        ip="10.96.0.9",
+        protocol="http",
+        port=80,
+        path="service",
+        verdict="timeout" if failed else "ok",
+        reason="no answer" if failed else "",
+        sequence=number,
+        at=START + number * 0.1,
+        seconds=None if failed else 0.001 * (1 + size),
+        size=size,
+        variant=variant,
+    )
+
+
+def make_change(at: float, seconds: float) -> Sample:
+    return Sample(
+        kind="programming",
+        step="network programming",
+        source="modified EndpointSlice",
+        source_namespace="",
+        source_node="",
+        destination="web-x",
+        destination_namespace="default",
+        destination_node="node-1",
+        ip="",
+        protocol="",
+        at=START + at,
+        seconds=seconds,
+    )
+
+
+EVENTS = [
+    Event(0.0, START, "load", {"step": "load", "rate": 10, "about": "<why>"}),
+    Event(2.0, START + 2, "rollout begun", {}),
+    Event(30.0, START + 30, "rollout done", {}),
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    samples = [make_ask(number, failed=30 <= number < 35) for number in range(100)]
+    samples += [make_change(3.0, 0.4), make_change(60.0, 9.0)]
+    frame = frame_of(samples)
+    tables = {SAMPLES: frame, "reachability.csv": reachability_table(frame), "summary.csv": summary(frame)}
+    write_run(tmp_path, RunRecord("rolling", EVENTS, [], {}), tables)
+    return tmp_path
+
+
+def test_a_load_knows_its_failures_marks_and_changes(folder: Path) -> None:
+    (load,) = loads(read_run(folder))
+    assert (load.failed, len(load.samples), load.about) == (5, 100, "<why>")
+    assert load.seconds == pytest.approx(9.9)
+    assert load.marks == [(2.0, "rollout begins")]  # what came after the load is not of it
+    assert list(load.programmed["seconds"]) == [0.4]
+
+
+def test_the_drawing_is_well_formed_and_counts_every_connection(folder: Path) -> None:
+    (load,) = loads(read_run(folder))
+    tips = [one.text or "" for one in ElementTree.fromstring(timeline(load)).iter("title")]  # noqa: S314
+    counted = [tip.split(": ")[1].split() for tip in tips if tip.endswith((" ok", " timeout"))]
+    assert sum(int(number) for number, verdict in counted if verdict == "ok") == 95
+    assert sum(int(number) for number, verdict in counted if verdict == "timeout") == 5
+    assert any("modified EndpointSlice web-x, 400 ms" in tip for tip in tips)
+
+
+def test_the_report_says_what_failed_and_why(folder: Path) -> None:
+    write_report([folder], folder / "report.html")
+    text = (folder / "report.html").read_text()
+    for words in (
+        "load · 5 of 100 failed",
+        "&lt;why&gt;",
+        "timeout (no answer)",
+        "3.0 … 3.4",
+        "How fast rules follow",
+    ):
+        assert words in text
+
+
+def test_growth_has_a_line_and_rows_per_variant() -> None:
+    samples = [
+        make_ask(n, step=str(size), size=size, variant=variant)
+        for variant in ("iptables", "nftables")
+        for size in (1000, 5000)
+        for n in range(20)
+    ]
+    section = growth(frame_of(samples))
+    assert section.count('class="curve"') == section.count('class="band"') == 2
+    assert section.count("<td>iptables</td>") == section.count("<td>nftables</td>") == 2
+    assert growth(frame_of([make_ask(n) for n in range(5)])) == ""
+
+
+def test_without_changes_nothing_is_said_of_rules() -> None:
+    assert programming(frame_of([make_ask(1)])) == ""
+    assert "How fast rules follow" in programming(frame_of([make_change(1.0, 0.2), make_change(2.0, 0.3)]))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (0.0, 32.0, [0, 5, 10, 15, 20, 25, 30]),
+        (0.0, 1.0, [0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+        (0.0, 10400.0, [0, 2000, 4000, 6000, 8000, 10000]),
+    ],
+)
+def test_ticks_of_a_linear_scale_are_round(low: float, high: float, ticks: list[float]) -> None:
+    assert LinearScale(low, high, 0.0, 100.0).ticks() == pytest.approx(ticks)

@@ -1,0 +1,109 @@
+"""Scenario steps that type commands and look names up, and what a report shows of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from testbed.api.cluster import Cluster, Completed
+from testbed.errors import InputError
+from testbed.measure.frames import frame_of
+from testbed.records import event
+from testbed.report.commands import commands
+from testbed.report.lookups import lookups
+from testbed.scenario.model import Context
+from testbed.scenario.steps import command
+from testbed.scenario.steps.command import Command, filled_in
+from testbed.scenario.steps.lookups import Lookups
+
+OBJECTS = {
+    "/api/v1/namespaces/default/pods/web": {"status": {"podIP": "10.244.1.2"}},
+    "/api/v1/namespaces/shop/services/web": {"spec": {"clusterIP": "10.96.0.50"}},
+}
+
+
+class Pod:
+    def __init__(self, output: str) -> None:
+        self.output = output
+
+    def run(self, argv: Any) -> Completed:
+        return Completed(0, self.output, "")
+
+
+class FakeCluster:
+    name = "it"
+
+    def __init__(self, output: str = "") -> None:
+        self.client, self.output = self, output
+
+    def get(self, path: str, **query: str) -> Any:
+        return OBJECTS[path]
+
+    def pod(self, name: str, namespace: str) -> Pod:
+        return Pod(self.output)
+
+
+def make_context(output: str = "") -> Context:
+    return Context(cast(Cluster, FakeCluster(output)), Path("."))
+
+
+def test_places_are_filled_in_and_stand_for_themselves_in_patterns() -> None:
+    context = make_context()
+    assert (
+        filled_in("curl {pod web} {service shop/web}", context, literally=True)
+        == "curl 10.244.1.2 10.96.0.50"
+    )
+    assert filled_in("^{pod web}$", context) == r"^10\.244\.1\.2$"
+    with pytest.raises(InputError, match="known are pod, service and node"):
+        filled_in("{volume web}", context)
+
+
+def test_only_our_own_command_is_typed() -> None:
+    with pytest.raises(InputError, match="must begin with testbed"):
+        Command(run_="rm -rf /").run(make_context())
+
+
+def test_a_command_is_checked_by_what_it_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "_run", lambda words, cluster: (0, f"{' '.join(words)} on {cluster}\n"))
+    context = make_context()
+    Command(name="version", run_="testbed --version", prints=("^testbed ",), hides=("nothing",)).run(context)
+    Command(run_="testbed --version", prints=("{pod web}",), code=3).run(context)
+    assert [one.met for one in context.expectations] == [True, False]
+    assert context.expectations[1].observed.startswith("exit code 0; no ")
+    shown = commands([event("step"), *context.events])
+    assert shown.count("$ testbed --version\ntestbed --version on it") == 2
+
+
+ROW = (
+    '{"name": "web", "at": 1.0, "seconds": 0.002, "network": 0.001, "addresses": ["10.96.0.50"], "error": "",'
+    ' "questions": [["web.default.svc.cluster.local", "A"], ["web.default.svc.cluster.local", "AAAA"]],'
+    ' "answers": []}\n'
+)
+
+
+def test_lookups_count_questions_and_failures() -> None:
+    context = make_context(ROW + ROW.replace('"error": ""', '"error": "Name or service not known"'))
+    Lookups(name="names", pod="client", forms={"short": "web"}, questions={"short": 2}).run(context)
+    Lookups(name="lax", pod="client", forms={"short": "web"}, lost_at_most=0.5).run(context)
+    Lookups(name="none", pod="client", forms={"short": "web"}, fails=("short",)).run(context)
+    assert [(one.step, one.met) for one in context.expectations] == [
+        ("names", True),
+        ("names", False),
+        ("lax", True),
+        ("none", False),
+    ]
+    first = context.samples[0]
+    assert (first.kind, first.path, first.attempts, first.seconds_kernel) == ("dns", "short", 2, 0.001)
+    html = lookups(frame_of(context.samples))
+    assert "How long a name lookup takes" in html
+    assert "Name or service not known" in html
+
+
+def test_a_report_without_lookups_says_nothing_of_them() -> None:
+    context = make_context(ROW)
+    Lookups(name="names", pod="client", forms={"short": "web"}).run(context)
+    frame = frame_of(context.samples)
+    assert lookups(frame[frame["kind"] == "rtt"]) == ""
+    assert commands([]) == ""
