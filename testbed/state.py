@@ -153,12 +153,16 @@ class IpSet(msgspec.Struct, frozen=True, omit_defaults=True):
 
     A name always means a set of one type and family: no set becomes one of another in place. In a change,
     a set that is both added to and removed from stays; one that is only in what is removed goes.
+    members: what rules do with those in it. Who is "isolated", or no longer "spared", may be refused: that
+    comes after a change's chains, which say what is allowed, and its contrary before them. The kernel knows
+    nothing of this: of a set that was read it is "any".
     """
 
     name: str
     type: Literal["hash:ip", "hash:net", "hash:ip,port", "hash:ip,port,ip", "hash:ip,port,net", "bitmap:port"]
     family: Literal["inet", "inet6"] = "inet"
     entries: frozenset[str] = frozenset()
+    members: Literal["any", "isolated", "spared"] = "any"
 
 
 class UdpFlows(msgspec.Struct, frozen=True, omit_defaults=True):

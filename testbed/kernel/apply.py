@@ -484,7 +484,8 @@ class RealKernel:
             writer.fail("", error)
             return
         self._restore_chains(where, writer, add, remove)
-        try:
+        try:  # even where the chains failed: rather refused what is allowed than let in what is not
+            netfilter.restore_sets(ipset.isolation(add.ipsets, remove.ipsets))
             self._destroy_sets(ipset.destruction(add.ipsets, remove.ipsets))
         except TestbedError as error:
             writer.fail("", error)

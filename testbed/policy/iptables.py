@@ -118,9 +118,9 @@ class IptablesEnforcer:
         for plan in plans:
             if not plan.pods:
                 continue
-            yield kept.set(_gate(plan), "hash:ip", family, plan.gated)
+            yield kept.set(_gate(plan), "hash:ip", family, plan.gated, "isolated")
             if plan.cluster_wide:
-                yield kept.set(_isolated(plan), "hash:ip", family, plan.isolated)
+                yield kept.set(_isolated(plan), "hash:ip", family, plan.isolated, "isolated")
             sources = {source for planned in plan.all_policies for source in planned.sources}
             for source in sources:
                 kind: SetKind = "hash:ip,port" if isinstance(source, Port) else "hash:ip"
@@ -164,11 +164,18 @@ class _Kept:
         self._namespaces_now[key] = kept
         return kept[1]
 
-    def set(self, name: str, kind: SetKind, family: Family, entries: frozenset[str]) -> IpSet:
+    def set(
+        self,
+        name: str,
+        kind: SetKind,
+        family: Family,
+        entries: frozenset[str],
+        members: Literal["any", "isolated"] = "any",
+    ) -> IpSet:
         """A set; the same while its entries are."""
         kept = self._sets.get(name)
         if kept is None or (kept.entries is not entries and kept.entries != entries):
-            kept = IpSet(name, kind, "inet" if family == "ipv4" else "inet6", entries)
+            kept = IpSet(name, kind, "inet" if family == "ipv4" else "inet6", entries, members)
         return kept
 
 

@@ -1,7 +1,7 @@
 """ipsets as objects and as text: ``ipset restore`` input, ``ipset save`` output.
 
-A change of sets comes in two parts: what rules may need is made before the rules, what they no longer need
-goes after them.
+A change of sets comes in three parts: what rules may need is made before the rules; whom they may refuse
+from now on is told after them, and then what they no longer need goes.
 """
 
 from __future__ import annotations
@@ -15,19 +15,43 @@ from testbed.state import IpSet
 def filling(add: Mapping[str, IpSet], remove: Mapping[str, IpSet]) -> str:
     """Input for ``ipset restore`` that makes new sets and changes the entries of those that stay.
 
-    Sets that are only in ``remove`` are left alone: see ``destruction``.
+    Sets that are only in ``remove`` are left alone: see ``destruction``. Entries that isolate are too: see
+    ``isolation``.
     """
     return "".join(f"{line}\n" for line in _filling(add, remove))
 
 
+def isolation(add: Mapping[str, IpSet], remove: Mapping[str, IpSet]) -> str:
+    """Input for ``ipset restore`` after the rules: entries, of sets that stay, by which those may refuse."""
+    added = (line for each in _those("isolated", add) for line in _adding(each))
+    removed = (line for each in _those("spared", remove) if each.name in add for line in _deleting(each))
+    return "".join(f"{line}\n" for line in (*added, *removed))
+
+
 def _filling(add: Mapping[str, IpSet], remove: Mapping[str, IpSet]) -> Iterator[str]:
+    for each in _those("isolated", remove):
+        if each.name in add:
+            yield from _deleting(each)
     for name in sorted(add):
         each = add[name]
         yield f"create {name} {each.type} {_attributes(each)} -exist"
         # What goes is taken before what comes is given: nobody is for a moment on both sides of a change.
-        if name in remove:
-            yield from (f"del {name} {entry.split()[0]} -exist" for entry in sorted(remove[name].entries))
-        yield from (f"add {name} {entry} -exist" for entry in sorted(each.entries))
+        if name in remove and each.members == "any":
+            yield from _deleting(remove[name])
+        if each.members != "isolated":
+            yield from _adding(each)
+
+
+def _those(members: str, sets: Mapping[str, IpSet]) -> list[IpSet]:
+    return [each for _, each in sorted(sets.items()) if each.members == members]
+
+
+def _adding(each: IpSet) -> Iterator[str]:
+    yield from (f"add {each.name} {entry} -exist" for entry in sorted(each.entries))
+
+
+def _deleting(each: IpSet) -> Iterator[str]:
+    yield from (f"del {each.name} {entry.split()[0]} -exist" for entry in sorted(each.entries))
 
 
 def _attributes(each: IpSet) -> str:
@@ -42,7 +66,7 @@ def destruction(add: Mapping[str, IpSet], remove: Mapping[str, IpSet]) -> str:
 
 def full_input(sets: Mapping[str, IpSet]) -> str:
     """Input for ``ipset restore`` for a netns that has none of these sets yet."""
-    return filling(sets, {})
+    return filling(sets, {}) + isolation(sets, {})
 
 
 _CREATE = re.compile(r"create (\S+) (?:(hash:\S+) family (inet6?)|(bitmap:port) range 0-65535)( .*)?")

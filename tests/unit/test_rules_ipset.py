@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 
 from testbed.cluster.apply import apply
 from testbed.cluster.reconcile import diff
 from testbed.kernel.fake import FakeKernel
-from testbed.rules.ipset import destruction, filling, full_input, parse_save
+from testbed.rules.ipset import destruction, filling, full_input, isolation, parse_save
 from testbed.state import NODE, Chain, IpSet, NetnsState, NodeState
+
+KINDS: tuple[Literal["any", "isolated", "spared"], ...] = ("any", "isolated", "spared")
 
 SAVED = """\
 create KUBE-SRC-A hash:ip family inet hashsize 1024 maxelem 65536 bucketsize 12 initval 0x8a3c
@@ -53,6 +57,32 @@ def test_a_change_is_the_entries_that_go_and_come() -> None:
         "create A hash:ip family inet -exist\ndel A 10.0.0.1 -exist\nadd A 10.0.0.3 -exist\n"
     )
     assert destruction(add, remove) == "destroy B\n"
+
+
+def test_whom_rules_may_refuse_is_told_after_the_rules_and_its_contrary_before() -> None:
+    def state(isolated: set[str], spared: set[str]) -> NodeState:
+        return node(
+            IpSet("A", "hash:ip", entries=frozenset(isolated), members="isolated"),
+            IpSet("B", "hash:ip", entries=frozenset(spared), members="spared"),
+        )
+
+    (change,) = diff(state({"10.0.0.1"}, {"10.0.0.2"}), state({"10.0.0.2"}, {"10.0.0.1"}))
+    add, remove = change.add.ipsets, change.remove.ipsets  # type: ignore[union-attr]
+    made = "create A hash:ip family inet -exist\ncreate B hash:ip family inet -exist\n"
+    before, after = filling(add, remove), isolation(add, remove)
+    assert before.replace("del A 10.0.0.1 -exist\n", "") == made + "add B 10.0.0.1 -exist\n"
+    assert before.startswith("del A 10.0.0.1 -exist\n")
+    assert after == "add A 10.0.0.2 -exist\ndel B 10.0.0.2 -exist\n"
+    both = {"A": add["A"], "B": add["B"]}
+    assert full_input(both).splitlines()[-1] == "add A 10.0.0.2 -exist"
+
+
+def test_sets_that_go_are_left_as_they_are_until_no_rule_needs_them() -> None:
+    old = node(*(IpSet(kind, "hash:ip", entries=frozenset({"10.0.0.1"}), members=kind) for kind in KINDS))
+    (change,) = diff(old, node())
+    add, remove = change.add.ipsets, change.remove.ipsets  # type: ignore[union-attr]
+    assert filling(add, remove) == isolation(add, remove) == ""
+    assert destruction(add, remove) == "".join(f"destroy {kind}\n" for kind in sorted(KINDS))
 
 
 def become(kernel: FakeKernel, old: NodeState, new: NodeState) -> dict[str, str]:

@@ -165,7 +165,9 @@ class _Rules:
         word, side = direction.lower(), _side(direction)
         for namespace in self._here:
             pods = self._members.addresses(Selection(namespace), "ipv4")
-            name = self._set(short(f"{word}-default-allow:{namespace}"), pods - self._isolated[direction])
+            name = short(f"{word}-default-allow:{namespace}")
+            spared = pods - self._isolated[direction]
+            self._sets[name] = IpSet(name, "hash:ip", "inet", spared, "spared")
             match = f"-m set --match-set {name} {side}"
             words = _comment(f"DefaultAllow {word} isolation for namespace: {namespace}")
             yield from _allow(f"{match} {words}", direction)
