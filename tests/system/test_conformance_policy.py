@@ -55,16 +55,24 @@ def test_recorded_tables_come_true(mode: str, cidr: str, tmp_path: Path) -> None
     assert f'tests="{len(cases)}" failures="0"' in junit("network-policy", verdicts)
 
 
-@pytest.mark.needs("sctp")
-@pytest.mark.parametrize(("mode", "first"), [("iptables", 0), ("nftables", 4)])
-def test_recorded_tables_of_sctp_come_true(mode: str, first: int, tmp_path: Path) -> None:
-    """Some of the recorded cases, other ones in each mode: kernels with SCTP are emulated, and slow here.
+SLICES = 9
+"""Of the recorded cases: kernels with SCTP are emulated, and slow here. A slice in each mode is run each time."""
 
-    The tables of SCTP alone: those of TCP and UDP come true on any kernel.
-    """
+
+@pytest.mark.needs("sctp")
+@pytest.mark.parametrize(
+    ("mode", "first"),
+    [
+        pytest.param(mode, first, marks=() if first == usual else pytest.mark.nightly)
+        for mode, usual in (("iptables", 0), ("nftables", 4))
+        for first in range(SLICES)
+    ],
+)
+def test_recorded_tables_of_sctp_come_true(mode: str, first: int, tmp_path: Path) -> None:
+    """The tables of SCTP alone: those of TCP and UDP come true on any kernel."""
     spec = tmp_path / "cluster.yaml"
     spec.write_text(SPEC.format(name=f"sctp-{mode}", mode=mode, cidr="10.244.0.0/16"))
-    recorded = [of_protocol(case, "SCTP") for case in load([GOLDEN])[first::9]]
+    recorded = [of_protocol(case, "SCTP") for case in load([GOLDEN])[first::SLICES]]
     with Cluster.up(spec) as cluster:
         verdicts = run_cases(cluster, RecordedSuite().played(recorded))
     assert [(verdict.name, verdict.why) for verdict in verdicts if verdict.status != "passed"] == []
