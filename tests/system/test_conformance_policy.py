@@ -56,7 +56,7 @@ def test_recorded_tables_come_true(mode: str, cidr: str, tmp_path: Path) -> None
 
 
 SLICES = 9
-"""Of the recorded cases: kernels with SCTP are emulated, and slow here. A slice in each mode is run each time."""
+"""Of the recorded cases, one of which is run each time in each mode: kernels with SCTP are emulated, and slow."""
 
 
 @pytest.mark.needs("sctp")
