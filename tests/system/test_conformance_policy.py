@@ -56,7 +56,7 @@ def test_recorded_tables_come_true(mode: str, cidr: str, tmp_path: Path) -> None
 
 
 SLICES = 9
-"""Of the recorded cases, one of which is run each time in each mode: kernels with SCTP are emulated, and slow."""
+"""Of the recorded cases. Kernels with SCTP are emulated, and slow: usually one is run in each mode."""
 
 
 @pytest.mark.needs("sctp")
