@@ -309,7 +309,7 @@ FIRST = """
 import socket, sys
 for ip in sys.argv[1:]:
     try:
-        socket.create_connection((ip, 80), timeout=2).close()
+        socket.create_connection((ip, 80), timeout=10).close()
         print("open")
     except OSError as error:
         print(type(error).__name__)
@@ -335,7 +335,7 @@ def test_a_policy_holds_for_a_pods_first_process(mode: str, tmp_path: Path) -> N
         def done() -> bool:
             return all(path.exists() and len(path.read_text().split()) == 2 for path, _ in lines.values())
 
-        wait_until(done, 20, "every program has tried both")
+        wait_until(done, 60, "every program has tried both")
         heard = {name: (label, path.read_text().split()) for name, (path, label) in lines.items()}
     wanted = {"new": ["ConnectionRefusedError"] * 2, "free": ["open"] * 2}
     assert {name: words for name, (_, words) in heard.items()} == {
