@@ -4,7 +4,7 @@ Pods are wired by the plugins bridge and host-local (see ``plugins``), which the
 have a second route, to the cluster's range. Backend ``vxlan``: a device ``flannel.<VNI>`` with the first
 address of the node's subnet, and for each peer a neighbour, a forwarding entry and a route; no learning.
 Backend ``host-gw``: only a route for each peer, which must be on the node's own segment. Backend ``udp``: a
-TUN device and a proxy in user space (``kernel.flannel_udp``), IPv4 only. flannel enforces no network policy.
+TUN device and a proxy in user space (``relays.flannel``), IPv4 only. flannel enforces no network policy.
 
 Sources: flannel v0.28 ``pkg/backend/vxlan/{vxlan,device,vxlan_network}.go``, ``pkg/backend/hostgw``,
 ``pkg/backend/route_network.go``, ``pkg/backend/udp``, ``pkg/trafficmngr/iptables/iptables.go``,
@@ -174,7 +174,7 @@ def _proxy(snapshot: Snapshot, node: Node, mtu: int) -> dict[str, Daemon]:
         "port": UDP_PORT,
         "peers": peers,
     }
-    argv = ("@PYTHON@", "-m", "testbed.kernel.flannel_udp", "@DIR@", listen)
+    argv = ("@PYTHON@", "-m", "testbed.relays.flannel", "@DIR@", listen)
     reload = ("pkill", "--signal", "HUP", "--pidfile", "@DIR@/pid")
     return {"flanneld": Daemon(argv, {"config.json": json.dumps(config)}, reload)}
 

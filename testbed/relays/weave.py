@@ -35,6 +35,7 @@ from pathlib import Path
 
 from testbed.errors import KernelRefused
 from testbed.kernel import ethtool, netlink
+from testbed.relays.checksum import checksum
 from testbed.state import FdbEntry
 
 PORT = 6783
@@ -296,15 +297,7 @@ class Router:
     # --- frames of this node's pods -----------------------------------------------------------------------
 
     def _captured(self) -> None:
-        for _ in range(MOST_AT_ONCE):
-            try:
-                frame = self._port.recv(1 << 17)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno in (errno.ENETDOWN, errno.ENXIO):
-                    return
-                raise
+        for frame in _waiting(self._port, 1 << 17):
             self._capture(frame)
 
     def _capture(self, frame: bytes) -> None:
@@ -519,15 +512,7 @@ class Router:
     def _fast_received(self) -> None:
         if self._fast is None:
             return
-        for _ in range(MOST_AT_ONCE):
-            try:
-                frame = self._fast.recv(1 << 16)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno in (errno.ENETDOWN, errno.ENXIO):
-                    return
-                raise
+        for frame in _waiting(self._fast, 1 << 16):
             link = self._links.get(frame[ETHERNET : ETHERNET + NAME])
             if link is None:
                 continue
@@ -639,14 +624,17 @@ def frames(packet: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
         at += length
 
 
-def checksum(data: bytes) -> int:
-    """RFC 1071."""
-    if len(data) % 2:
-        data += b"\0"
-    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
+def _waiting(opened: socket.socket, size: int) -> Iterator[bytes]:
+    """What has arrived, as much as is taken at once; nothing where the device is down or gone."""
+    for _ in range(MOST_AT_ONCE):
+        try:
+            yield opened.recv(size)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno in (errno.ENETDOWN, errno.ENXIO):
+                return
+            raise
 
 
 def _with_checksum(header: bytes) -> bytes:

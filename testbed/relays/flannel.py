@@ -1,6 +1,6 @@
 """flannel's backend ``udp``, its proxy: packets out of a TUN device go in UDP to the node that has the pod.
 
-Run on a node as ``python -m testbed.kernel.flannel_udp DIRECTORY ADDRESS`` (the node's own): it makes the
+Run on a node as ``python -m testbed.relays.flannel DIRECTORY ADDRESS`` (the node's own): it makes the
 device and its route, then relays until it is ended. DIRECTORY holds ``config.json``: device, address (with
 length), network, mtu, port, peers (subnet → public address); SIGHUP has it read again for its peers. Its
 pid is in ``pid``.
@@ -29,6 +29,7 @@ from typing import Any
 
 from testbed.kernel import netlink
 from testbed.kernel.netlink import Netlink
+from testbed.relays.checksum import checksum
 from testbed.state import Address, Route
 
 TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
@@ -39,16 +40,6 @@ HEADER = struct.Struct("!BBHHHBBH4s4s")
 MAX_PACKET = 65536
 BURST = 64
 """Packets taken from one side before the other is looked at."""
-
-
-def checksum(data: bytes) -> int:
-    """The Internet checksum (RFC 1071)."""
-    if len(data) % 2:
-        data += b"\0"
-    total = sum(int.from_bytes(data[at : at + 2]) for at in range(0, len(data), 2))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
 
 
 def decremented(packet: bytes) -> bytes | None:

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from testbed.kernel.flannel_udp import Config, Proxy, checksum, decremented, is_ipv4, unreachable
+from testbed.relays.checksum import checksum
+from testbed.relays.flannel import Config, Proxy, decremented, is_ipv4, unreachable
 
 
 def packet(ttl: int = 64, payload: bytes = b"12345678rest", options: bytes = b"") -> bytes:
