@@ -26,6 +26,10 @@ STATE = Path("/run/testbed-daemons")
 
 LOG = "log"
 """The file in a daemon's directory that its output goes to."""
+MAX_LOG = 8 << 20
+"""Bytes of it; then what it holds is kept as ``log.old``, and it begins anew."""
+LOOK_SECONDS = 10.0
+"""How often its size is looked at."""
 
 ENV = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
 
@@ -45,6 +49,7 @@ class Daemons:
     def __init__(self, loop: asyncio.AbstractEventLoop, children: process.Children, node: str) -> None:
         self._loop, self._children, self._node = loop, children, node
         self._running: dict[str, _Running] = {}
+        self._looking: asyncio.TimerHandle | None = None
 
     def run(self, daemons: Mapping[str, Daemon]) -> None:
         """Run these, and no others. Raises TestbedError where some cannot be run, when the others are."""
@@ -56,6 +61,8 @@ class Daemons:
                 self._run_one(name, daemon)
             except (TestbedError, OSError) as error:
                 failed.append(f"{name}: {error}")
+        if self._running and self._looking is None:
+            self._looking = self._loop.call_later(LOOK_SECONDS, self._look)
         if failed:
             raise TestbedError("; ".join(failed))
 
@@ -67,9 +74,23 @@ class Daemons:
             running.start()
             self._running[name] = running
 
+    def _look(self) -> None:
+        """Keep logs from growing without end."""
+        self._looking = self._loop.call_later(LOOK_SECONDS, self._look) if self._running else None
+        for name in self._running:
+            path = directory(self._node, name) / LOG
+            try:
+                if path.stat().st_size > MAX_LOG:
+                    shutil.copyfile(path, path.with_suffix(".old"))
+                    os.truncate(path, 0)  # its writer appends, and goes on at the new end
+            except OSError as error:
+                log.warning("%s: the log of %s: %s", self._node, name, error)
+
     def close(self) -> None:
         """End all."""
         self.run({})
+        if self._looking:
+            self._looking.cancel()
 
 
 class _Running:

@@ -54,6 +54,9 @@ MAX_CALLS = 8 << 20
 AT_ONCE = 8
 """Plugins that run at the same time on a node."""
 
+MAX_WRITTEN = 64 << 20
+"""Bytes that a plugin may write to one file, and so print."""
+
 CALL_SECONDS = 120.0
 """How long a plugin may take: the kubelet's --runtime-request-timeout."""
 
@@ -119,6 +122,7 @@ class Plugins:
                 cwd=str(self.directory),
                 stdio=(files[0], files[1], files[2]),
                 hostname=self._node,
+                largest_file=MAX_WRITTEN,
             )
             self._children.watch(pid, over.set_result)
             try:

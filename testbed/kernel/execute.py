@@ -65,6 +65,7 @@ class _Program:
     volumes: Mapping[str, str]
     tty: bool
     drop_privileges: bool
+    largest_file: int
 
 
 def spawn(
@@ -80,6 +81,7 @@ def spawn(
     volumes: Mapping[str, str] | None = None,
     tty: bool = False,
     drop_privileges: bool = False,
+    largest_file: int = resource.RLIM_INFINITY,
 ) -> int:
     """Start a program and return its pid when it runs. Its parent is this process; no thread may fork.
 
@@ -89,6 +91,7 @@ def spawn(
     volumes: path below /run → directory of ours that is seen there; only with a hostname.
     tty: stdin is the terminal that becomes the controlling one of the program's session.
     drop_privileges: as in a container, at most CONTAINER_CAPABILITIES, an empty /run and a read-only /sys.
+    largest_file: bytes that it may write to a file, standard output included; SIGXFSZ ends it beyond.
     The program leads a session and a process group and dies with this process.
 
     Raises FileNotFoundError or another OSError where the program or cwd cannot be used (see
@@ -99,7 +102,8 @@ def spawn(
     if any("\0" in word for word in (*argv, *env, *env.values(), cwd)):
         raise InputError("a command, its environment and its directory cannot contain NUL characters")
     program = _Program(
-        argv, env, cwd, stdio, netns, hostname, domainname, files or {}, volumes or {}, tty, drop_privileges
+        *(argv, env, cwd, stdio, netns, hostname, domainname, files or {}, volumes or {}, tty),
+        *(drop_privileges, largest_file),
     )
     reader, writer = os.pipe()
     parent = os.getpid()
@@ -151,7 +155,7 @@ def _child(program: _Program, report: int, parent: int) -> NoReturn:
         _take_stdio(program.stdio)
         _enter(program)
         _take_terminal(program.tty)
-        _limit(program.drop_privileges)
+        _limit(program.drop_privileges, program.largest_file)
         stage = _CHDIR
         os.chdir(program.cwd)
         stage = _EXEC
@@ -237,9 +241,11 @@ def _take_terminal(tty: bool) -> None:
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
-def _limit(drop_privileges: bool) -> None:
+def _limit(drop_privileges: bool, largest_file: int) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(NOFILE, hard), hard))
+    if largest_file != resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     os.umask(0o022)
     if not drop_privileges:
         return

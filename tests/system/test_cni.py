@@ -484,6 +484,7 @@ def test_static_addresses_a_firewall_and_tuning_are_chained(tmp_path: Path) -> N
         ({"type": "nowhere"}, 'failed to find plugin "nowhere" in path ['),
         ({"type": "portmap"}, "must be called as chained plugin"),
         ({"type": "ptp", "ipam": {"type": "nobody"}}, 'failed to find plugin "nobody" in path'),
+        ({"type": "endless"}, "y\\ny\\n…"),
     ],
 )
 def test_a_failure_is_told_in_libcnis_words(plugin: dict[str, Any], text: str, tmp_path: Path) -> None:

@@ -145,3 +145,24 @@ def test_a_program_that_is_not_there_is_refused(with_daemons: Callable[[Talk], N
         assert [said for _, said in await runs(1)] == ["hello"]  # it stops no other
 
     with_daemons(talk)
+
+
+def test_a_log_begins_anew_before_it_is_too_long(
+    with_daemons: Callable[[Talk], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemons, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(daemons, "MAX_LOG", 1000)
+
+    async def talk(running: Daemons) -> None:
+        running.run(shell("while :; do echo a line; echo $$ > ran; sleep 0.001; done", ""))
+        path = directory("node-1", "teller") / "log"
+        async with asyncio.timeout(DEADLINE):
+            while not (kept := path.with_suffix(".old")).exists():
+                await asyncio.sleep(0.01)
+            size = kept.stat().st_size
+            while kept.stat().st_size == size:  # and once more
+                await asyncio.sleep(0.01)
+        assert set(kept.read_text().splitlines()) == {"a line"}
+        assert path.stat().st_size < 100_000
+
+    with_daemons(talk)

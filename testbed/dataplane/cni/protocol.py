@@ -27,6 +27,9 @@ _PLACEHOLDER = re.compile(r"\{\{\s*\.(\w+)\s*\}\}")
 MAX_BYTES = 1 << 20
 """Of what a plugin may answer."""
 
+MOST_QUOTED = 4096
+"""Bytes of what a failed plugin said that are repeated; libcni repeats it all."""
+
 
 @dataclass(frozen=True)
 class NetworkList:
@@ -190,7 +193,9 @@ def failure(stdout: bytes, stderr: bytes, how: str) -> Failure:
 
 
 def _go_quoted(said: bytes) -> str:
-    return json.dumps(said[:MAX_BYTES].decode(errors="replace"))[1:-1]
+    """As Go quotes it, and no more of it than an event can show."""
+    cut = "…" if len(said) > MOST_QUOTED else ""
+    return json.dumps(said[:MOST_QUOTED].decode(errors="replace"))[1:-1] + cut
 
 
 def result(stdout: bytes, version: str) -> dict[str, Any]:
