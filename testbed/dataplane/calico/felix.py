@@ -75,6 +75,7 @@ from testbed.policy.plan import (
     CUT,
     DIRECTIONS,
     Match,
+    PerPolicy,
     Plan,
     PlannedPolicy,
     PlannedRule,
@@ -119,7 +120,7 @@ class Felix:
 
     def __init__(self) -> None:
         self._planner = Planner()
-        self._policies: dict[tuple[int, Family], tuple[PlannedPolicy, Chain]] = {}
+        self._policies = PerPolicy(policy_chain)
         self._endpoints: dict[tuple[object, ...], Chain] = {}
         self._sets: dict[tuple[str, str], IpSet] = {}
         self._static: tuple[ClusterFacts | None, dict[Family, tuple[Chain, ...]]] = (None, {})
@@ -127,8 +128,7 @@ class Felix:
     def compile(self, snapshot: Snapshot, node: Node) -> NetnsState:
         """All chains and sets of one node."""
         self._planner.see(snapshot)
-        if not snapshot.policies:
-            self._policies.clear()
+        self._policies.see(snapshot)
         options = Options.of(snapshot.facts)
         chains: list[Chain] = []
         sets: list[IpSet] = []
@@ -201,7 +201,7 @@ class Felix:
                         yield _group_chain(family, group)
                 yield self._endpoint_chain(family, direction, pod, tiers)
             for planned in active.values():
-                yield self._policy_chain(planned, family)
+                yield self._policies.of(planned, family)
                 for source in planned.sources:
                     if not isinstance(source, Subject | Block):
                         kind = "hash:ip,port" if isinstance(source, Port) else "hash:net"
@@ -239,20 +239,11 @@ class Felix:
             self._endpoints[key] = endpoint_chain(family, direction, pod, tiers)
         return self._endpoints[key]
 
-    def _policy_chain(self, planned: PlannedPolicy, family: Family) -> Chain:
-        key = (id(planned), family)
-        kept = self._policies.get(key)
-        if kept is None or kept[0] is not planned:
-            if len(self._policies) > MOST_KEPT:
-                self._policies.clear()
-            kept = self._policies[key] = planned, policy_chain(planned, family)
-        return kept[1]
-
 
 Tiers = tuple[tuple[str, tuple[tuple[PlannedPolicy, ...], ...]], ...]
 """Tier's name → groups of policies that select the same pods."""
 MOST_KEPT = 100_000
-"""Chains that are kept, so that those of pods and policies long gone do not pile up."""
+"""Pods' chains that are kept, so that those of pods long gone do not pile up."""
 
 
 # --- names ----------------------------------------------------------------------------------------------
