@@ -47,6 +47,10 @@ log = logging.getLogger(__name__)
 
 AGENT_ENTRY = "testbed.cluster.agent:main"
 CHECKER_ENTRY = "testbed.cluster.checker:main"
+ROUTER = "router "
+"""What a router's agent is called begins with this."""
+ROUTER_BACKOFF = 1.0
+"""Seconds after which one that ended is started again."""
 
 HOST_ENV = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -212,13 +216,25 @@ class Runtime:
 
     async def _start_routers(self) -> None:
         """Have the fabric's routers run the daemons that the dataplane has for them. Raises TestbedError."""
-        for router, daemons in self.plane.router_daemons().items():
-            (netns,) = await self.netns_of(self.fabric, [router])
-            channel = await self.spawn_channel(f"router {router}", AGENT_ENTRY, netns)
-            answer, _ = await channel.request(Apply(channel.new_id(), (RunDaemons(dict(daemons)),)))
-            if not isinstance(answer, Applied) or answer.failed:
-                raise TestbedError(f"router {router}: {getattr(answer, 'failed', answer)}")
-            self._routers[router] = channel
+        for router in self.plane.router_daemons():
+            await self._start_router(router)
+
+    async def _start_router(self, router: str) -> None:
+        (netns,) = await self.netns_of(self.fabric, [router])
+        self._routers[router] = channel = await self.spawn_channel(ROUTER + router, AGENT_ENTRY, netns)
+        daemons = dict(self.plane.router_daemons()[router])
+        answer, _ = await channel.request(Apply(channel.new_id(), (RunDaemons(daemons),)))
+        if not isinstance(answer, Applied) or answer.failed:
+            raise TestbedError(f"router {router}: {getattr(answer, 'failed', answer)}")
+
+    async def _run_router_again(self, router: str) -> None:
+        """What a router's init does about daemons that are gone, after a moment."""
+        self._routers.pop(router).close()
+        await asyncio.sleep(ROUTER_BACKOFF)
+        try:
+            await self._start_router(router)
+        except (TestbedError, ChannelClosed) as error:  # where its agent ended again, so is this
+            log.error("router %s runs no daemons: %s", router, error)
 
     # --- for the load balancers ---------------------------------------------------------------------
 
@@ -248,6 +264,8 @@ class Runtime:
                 if message.status:
                     # A node whose agent ended says nothing more, which its controller notices in time.
                     log.warning("%s ended with %d", message.name, message.status)
+                    if (router := message.name.removeprefix(ROUTER)) in self._routers:
+                        self.background(self._run_router_again(router))
         except ChannelClosed:
             log.error("the zygote is gone")
 

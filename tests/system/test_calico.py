@@ -6,10 +6,12 @@ Services one (backend b1), near (a2), self (a1).
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -694,6 +696,30 @@ def test_on_racks_the_fabrics_routers_know_pods_by_bgp(tmp_path: Path) -> None:
             assert not answers(places["p1"], ips["p4"])
             assert answers(places["p1"], ips["p3"])
         wait_until(lambda: answers(places["p1"], ips["p4"]), 30, "the route is back")
+        before = birds(leaf)
+        (agent,) = processes(
+            "testbed-router leaf1", leaf.run(["readlink", "/proc/self/ns/net"]).stdout.strip()
+        )
+        os.kill(agent, signal.SIGKILL)
+        wait_until(
+            lambda: running_birds(leaf) - before, 30, "BIRD runs again on a router whose agent was killed"
+        )
+        wait_until(by_both_spines, 30, "it has its routes again")
+        wait_until(lambda: answers(places["p1"], ips["p4"]), 30, "and they carry packets")
+
+
+def running_birds(leaf: Place) -> frozenset[str]:
+    return frozenset(leaf.run(["pgrep", "-x", "bird"]).stdout.split())
+
+
+def processes(title: str, netns: str) -> list[int]:
+    """Those with a title in a netns: other clusters on this machine may have the same titles."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if title in (path / "cmdline").read_text() and os.readlink(path / "ns" / "net") == netns:
+                found.append(int(path.name))
+    return found
 
 
 CALICO = dataplanes.get("calico")
