@@ -696,7 +696,7 @@ def test_on_racks_the_fabrics_routers_know_pods_by_bgp(tmp_path: Path) -> None:
             assert not answers(places["p1"], ips["p4"])
             assert answers(places["p1"], ips["p3"])
         wait_until(lambda: answers(places["p1"], ips["p4"]), 30, "the route is back")
-        before = birds(leaf)
+        before = running_birds(leaf)
         (agent,) = processes(
             "testbed-router leaf1", leaf.run(["readlink", "/proc/self/ns/net"]).stdout.strip()
         )
