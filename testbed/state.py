@@ -154,8 +154,8 @@ class IpSet(msgspec.Struct, frozen=True, omit_defaults=True):
     A name always means a set of one type and family: no set becomes one of another in place. In a change,
     a set that is both added to and removed from stays; one that is only in what is removed goes.
     members: what rules do with those in it. Who is "isolated", or no longer "spared", may be refused: that
-    comes after a change's chains, which say what is allowed, and its contrary before them. The kernel knows
-    nothing of this: of a set that was read it is "any".
+    comes after a change's chains, which say what is allowed, and its contrary before them; such a set, if it
+    stays, is in both parts of a change. The kernel knows nothing of this: of a set that was read it is "any".
     """
 
     name: str

@@ -427,12 +427,16 @@ def _chains_to_remove(
 def _sets_change(
     old: Mapping[str, IpSet], new: Mapping[str, IpSet]
 ) -> tuple[dict[str, IpSet], dict[str, IpSet]]:
-    """The ipsets of (add, remove): of a set that stays, the entries that come and those that go."""
+    """The ipsets of (add, remove): of a set that stays, the entries that come and those that go.
+
+    One whose entries come and go at a time of their own is in both, so that it can be told from a new one.
+    """
     add, remove = {}, {}
     for name, after in _wanted(old, new, lambda each: False).items():
         before = old[name].entries if name in old else frozenset()
         add[name] = msgspec.structs.replace(after, entries=after.entries - before)
-        if left := before - after.entries:
+        left = before - after.entries
+        if left or (name in old and after.members != "any"):
             remove[name] = msgspec.structs.replace(after, entries=left)
     return add, {**remove, **{name: each for name, each in old.items() if name not in new}}
 

@@ -15,15 +15,16 @@ from testbed.state import IpSet
 def filling(add: Mapping[str, IpSet], remove: Mapping[str, IpSet]) -> str:
     """Input for ``ipset restore`` that makes new sets and changes the entries of those that stay.
 
-    Sets that are only in ``remove`` are left alone: see ``destruction``. Entries that isolate are too: see
-    ``isolation``.
+    Sets only in ``remove`` are left alone: see ``destruction``. Of those that stay, which are in both,
+    entries that isolate are left to ``isolation``; at a new set no rule looks yet.
     """
     return "".join(f"{line}\n" for line in _filling(add, remove))
 
 
 def isolation(add: Mapping[str, IpSet], remove: Mapping[str, IpSet]) -> str:
     """Input for ``ipset restore`` after the rules: entries, of sets that stay, by which those may refuse."""
-    added = (line for each in _those("isolated", add) for line in _adding(each))
+    staying = (each for each in _those("isolated", add) if each.name in remove)
+    added = (line for each in staying for line in _adding(each))
     removed = (line for each in _those("spared", remove) if each.name in add for line in _deleting(each))
     return "".join(f"{line}\n" for line in (*added, *removed))
 
@@ -38,7 +39,7 @@ def _filling(add: Mapping[str, IpSet], remove: Mapping[str, IpSet]) -> Iterator[
         # What goes is taken before what comes is given: nobody is for a moment on both sides of a change.
         if name in remove and each.members == "any":
             yield from _deleting(remove[name])
-        if each.members != "isolated":
+        if each.members != "isolated" or name not in remove:
             yield from _adding(each)
 
 
@@ -66,7 +67,7 @@ def destruction(add: Mapping[str, IpSet], remove: Mapping[str, IpSet]) -> str:
 
 def full_input(sets: Mapping[str, IpSet]) -> str:
     """Input for ``ipset restore`` for a netns that has none of these sets yet."""
-    return filling(sets, {}) + isolation(sets, {})
+    return filling(sets, {})
 
 
 _CREATE = re.compile(r"create (\S+) (?:(hash:\S+) family (inet6?)|(bitmap:port) range 0-65535)( .*)?")

@@ -360,6 +360,23 @@ def generated(draw: st.DrawFn, flows: int = 24) -> Generated:
 
 
 @st.composite
+def changed(draw: st.DrawFn, world: Generated) -> Generated:
+    """The same cluster after one change: a policy more or less, or a pod's labels."""
+    pods, policies = world.pods, world.policies
+    kind = draw(st.sampled_from(("add", "drop", "relabel")))
+    if kind == "add" or (kind == "drop" and not policies):
+        policies = (*policies, draw(st.one_of(network_policies(8), cluster_policies(8))))
+    elif kind == "drop":
+        gone = draw(st.integers(0, len(policies) - 1))
+        policies = policies[:gone] + policies[gone + 1 :]
+    else:
+        which = draw(st.integers(0, len(pods) - 1))
+        metadata = {**pods[which]["metadata"], "labels": draw(POD_LABELS)}
+        pods = (*pods[:which], {**pods[which], "metadata": metadata}, *pods[which + 1 :])
+    return Generated(world.namespaces, pods, policies, world.flows)
+
+
+@st.composite
 def _flow(draw: st.DrawFn, pods: tuple[Object, ...]) -> Flow:
     family = draw(st.integers(0, 1))
     known = [entry["ip"] for each in pods for entry in each["status"]["podIPs"]]

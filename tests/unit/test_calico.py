@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from policy_worlds import Generated, generated
+from policy_worlds import Generated, generated, namespace, pod
 
 from testbed.cluster.apply import apply
 from testbed.cluster.reconcile import diff
+from testbed.conformance.network_policy.cases import complete
 from testbed.control.ipam import AllocationError, Held
 from testbed.control.snapshot import ClusterFacts, Node, Pod, Router, Snapshot
 from testbed.dataplane import dataplanes
@@ -398,6 +399,35 @@ def test_a_felix_that_saw_other_clusters_makes_what_a_fresh_one_makes(worlds: li
         assert apply(kernel, diff(now, wanted), _Nobody()).failed == {}
         assert kernel.read(NODE) == wanted.netns
         now = wanted
+
+
+def test_policies_that_come_to_select_otherwise_are_another_group() -> None:
+    """Two policies of one selector are a group, named by the selector and not by them."""
+
+    def world(selector: dict[str, object]) -> Snapshot:
+        policies = tuple(
+            complete(
+                {
+                    "apiVersion": "networking.k8s.io/v1",
+                    "kind": "NetworkPolicy",
+                    "metadata": {"name": name, "namespace": "x"},
+                    "spec": {"podSelector": selector, "ingress": [{}]},
+                }
+            )
+            for name in ("one", "two")
+        )
+        return Generated((namespace("x", {}),), (pod("x", 0, {"app": "b"}, []),), policies).snapshot
+
+    old = Felix()
+    for selector in (
+        {"matchLabels": {"app": "b"}},
+        {"matchExpressions": [{"key": "app", "operator": "In", "values": ["b", "side"]}]},
+    ):
+        taken = world(selector)
+        for node in taken.nodes:
+            made = old.compile(taken, node)
+            assert made == Felix().compile(taken, node)
+            assert "cali-gi-" in str(made.chains) or not taken.pods_by_node.get(node.name)
 
 
 def test_pods_are_dispatched_by_a_tree_of_prefixes() -> None:

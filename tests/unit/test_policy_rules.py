@@ -14,14 +14,17 @@ from types import FunctionType, ModuleType
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from policy_worlds import FORMS, Generated, disagreements, generated, namespace
+from msgspec.structs import replace as replace_struct
+from policy_worlds import FORMS, Generated, changed, disagreements, generated, namespace, passes
 
 from testbed.cluster.apply import apply
+from testbed.cluster.messages import ChangeNetns
 from testbed.cluster.reconcile import diff
 from testbed.control.snapshot import Snapshot
 from testbed.kernel.fake import FakeKernel
 from testbed.policy import Enforcer, enforcers
-from testbed.state import NODE, NetnsState, NodeState
+from testbed.rules.ipset import filling, isolation
+from testbed.state import NODE, IpSet, NetnsState, NodeState
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -43,6 +46,51 @@ def test_a_compiler_that_saw_other_clusters_makes_what_a_fresh_one_makes(
             assert old.compile(snapshot, node) == enforcers.get(form)().compile(snapshot, node), world
 
 
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@given(data=st.data())
+def test_no_verdict_changes_for_a_moment_only(data: st.DataObject) -> None:
+    """iptables cannot change rules and sets at once: what is the same before and after is so on the way."""
+    world = data.draw(generated(flows=16))
+    before, after = world.snapshot, data.draw(changed(world)).snapshot
+    enforcer = enforcers.get("iptables")()
+    for node in before.nodes:
+        old, new = enforcer.compile(before, node), enforcer.compile(after, node)
+        for flow in world.flows:
+            verdicts = [passes("iptables", state, node, flow)[0] for state in steps(old, new)]
+            assert verdicts[0] != verdicts[-1] or len(set(verdicts)) == 1, f"{node.name}: {flow}: {verdicts}"
+
+
+def steps(old: NetnsState, new: NetnsState) -> list[NetnsState]:
+    """What the kernel holds, one after the other, while a node becomes another."""
+    changes = diff(NodeState(old), NodeState(new))
+    if not changes:
+        return [old]
+    (change,) = changes
+    assert isinstance(change, ChangeNetns)
+    add, remove = change.add.ipsets, change.remove.ipsets
+    filled = restored(old.ipsets, filling(add, remove))
+    return [
+        old,
+        replace_struct(old, ipsets=filled),
+        replace_struct(new, ipsets=filled),
+        replace_struct(new, ipsets=restored(filled, isolation(add, remove))),
+    ]
+
+
+def restored(sets: dict[str, IpSet], text: str) -> dict[str, IpSet]:
+    """The sets after ``ipset restore``."""
+    entries = {name: set(each.entries) for name, each in sets.items()}
+    for line in text.splitlines():
+        verb, name, what = line.removesuffix(" -exist").split(" ", 2)
+        if verb == "create":
+            entries.setdefault(name, set())
+        elif verb == "add":
+            entries[name].add(what)
+        else:
+            entries[name] = {entry for entry in entries[name] if entry.split()[0] != what}
+    return {name: IpSet(name, "hash:ip", entries=frozenset(each)) for name, each in entries.items()}
+
+
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(worlds=st.lists(generated(flows=0), min_size=2, max_size=3))
 def test_the_kernel_takes_each_step_from_one_cluster_to_another(worlds: list[Generated]) -> None:
@@ -62,7 +110,7 @@ def test_labels_change_sets_and_no_chains() -> None:
     before = world.snapshot
     pod, *others = before.pods
     after = replace(before, pods=(replace(pod, labels={"app": "other", "tier": "x"}), *others))
-    for form, (kept, changed) in {
+    for form, (kept, altered) in {
         "iptables": ("chains", "ipsets"),
         "nft": ("nft_chains", "nft_elements"),
     }.items():
@@ -70,7 +118,7 @@ def test_labels_change_sets_and_no_chains() -> None:
         node = before.node[pod.node]
         one, other = enforcer.compile(before, node), enforcer.compile(after, node)
         assert getattr(one, kept) == getattr(other, kept)
-        assert getattr(one, changed) != getattr(other, changed)
+        assert getattr(one, altered) != getattr(other, altered)
 
 
 def test_no_policy_no_rule() -> None:

@@ -73,8 +73,18 @@ def test_whom_rules_may_refuse_is_told_after_the_rules_and_its_contrary_before()
     assert before.replace("del A 10.0.0.1 -exist\n", "") == made + "add B 10.0.0.1 -exist\n"
     assert before.startswith("del A 10.0.0.1 -exist\n")
     assert after == "add A 10.0.0.2 -exist\ndel B 10.0.0.2 -exist\n"
-    both = {"A": add["A"], "B": add["B"]}
-    assert full_input(both).splitlines()[-1] == "add A 10.0.0.2 -exist"
+
+
+def test_a_set_that_isolates_waits_for_the_rules_only_where_rules_look_at_it_already() -> None:
+    def state(*entries: str) -> NodeState:
+        return node(IpSet("A", "hash:ip", entries=frozenset(entries), members="isolated"))
+
+    (first,) = diff(node(), state("10.0.0.1"))
+    assert filling(first.add.ipsets, first.remove.ipsets).endswith("add A 10.0.0.1 -exist\n")  # type: ignore[union-attr]
+    assert isolation(first.add.ipsets, first.remove.ipsets) == ""  # type: ignore[union-attr]
+    (more,) = diff(state("10.0.0.1"), state("10.0.0.1", "10.0.0.2"))
+    assert "add" not in filling(more.add.ipsets, more.remove.ipsets)  # type: ignore[union-attr]
+    assert isolation(more.add.ipsets, more.remove.ipsets) == "add A 10.0.0.2 -exist\n"  # type: ignore[union-attr]
 
 
 def test_sets_that_go_are_left_as_they_are_until_no_rule_needs_them() -> None:

@@ -228,10 +228,7 @@ class Felix:
         return tuple(tiers)
 
     def _endpoint_chain(self, family: Family, direction: Direction, pod: Pod, tiers: Tiers) -> Chain:
-        names = tuple(
-            (tier, tuple(tuple(policy_chain_name(each) for each in group) for group in groups))
-            for tier, groups in tiers
-        )
+        names = tuple((tier, tuple(map(_target_name, groups))) for tier, groups in tiers)
         key = (family, direction, pod.namespace, pod.name, pod.service_account, names)
         if key not in self._endpoints:
             if len(self._endpoints) > MOST_KEPT:
@@ -344,8 +341,7 @@ def endpoint_chain(family: Family, direction: Direction, pod: Pod, tiers: Tiers)
     for tier, groups in tiers:
         rules.append(when(do=clear_mark(PASS_MARK), say=f"Start of tier {tier}"))
         for group in groups:
-            target = policy_chain_name(group[0]) if len(group) == 1 else _group_name(group)
-            rules.append(when(unmarked(PASS_MARK), do=jump(target)))
+            rules.append(when(unmarked(PASS_MARK), do=jump(_target_name(group))))
             rules.append(when(marked(ACCEPT_MARK), do=RETURN, say="Return if policy accepted"))
         if tier == "default":
             words = f"End of tier {tier}. Drop if no policies passed packet"
@@ -368,6 +364,11 @@ def _profile_chains(family: Family, profile: str, *, allows: bool) -> Iterator[C
         action = set_mark(ACCEPT_MARK) if allows else Action()
         rule = Rule((), action, (f"Profile {profile} {word}",))
         yield chain(family, "filter", _profile_name(profile, outbound), [rule])
+
+
+def _target_name(group: Sequence[PlannedPolicy]) -> str:
+    """Where an endpoint's chain jumps for these: a policy alone needs no group."""
+    return policy_chain_name(group[0]) if len(group) == 1 else _group_name(group)
 
 
 def _group_name(group: Sequence[PlannedPolicy]) -> str:

@@ -218,8 +218,10 @@ class _Rules:
         pods = self._members.addresses(policy.subject, "ipv4")
         key, words = _selection(policy.subject)
         if policy.tier == "Baseline":
-            pods -= self._isolated[direction]
-            key = f"baseline-{direction.lower()}:{key}"
+            name = short(f"baseline-{direction.lower()}:{key}")
+            # Who leaves it is isolated from then on, which the other chains have to know first.
+            self._sets[name] = IpSet(name, "hash:ip", "inet", pods - self._isolated[direction], "spared")
+            return f"-m set --match-set {name} {_side(direction)}", words
         return f"-m set --match-set {self._set(short(key), pods)} {_side(direction)}", words
 
     def _source(self, policy: Policy, source: Source | None, side: str) -> tuple[str, str]:
