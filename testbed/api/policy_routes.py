@@ -1,7 +1,8 @@
 """``testbed/v1`` about network policy: what is allowed and why, whole tables, and what a change would do.
 
 ``POST policycheck`` (fields of ``Check``), ``policytable`` (``Table``), ``policydiff`` (``Diff``); each
-answers ``{"flows": […]}`` with rows as ``policy.explain.told`` makes them.
+answers ``{"flows": […]}`` with rows as ``policy.explain.told`` makes them; table and diff also
+``undeclared``: the pods that nobody was asked about, as they declare no port.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from testbed.control.policies import KINDS, Policies
 from testbed.control.snapshot import Snapshot
 from testbed.errors import InputError
 from testbed.measure.service import Measurements
-from testbed.objects.apply import apply_all
+from testbed.objects.apply import apply_all, last_applied
 from testbed.objects.manifests import SOURCE_ANNOTATION
 from testbed.objects.selectors import parse_labels
 from testbed.objects.store import Store
@@ -93,24 +94,29 @@ def routes(runtime: Runtime, measurements: Measurements) -> list[web.RouteDef]:
             for pod in plane.running()
             if wanted.namespace in ("", pod.namespace) and selected(pod.labels) and not pod.host_network
         ]
-        flows = explain.table(plane.snapshot(), pods, wanted.protocol.upper(), wanted.port)
-        rows = judged(flows)
+        if not pods:
+            scope = f" in namespace {wanted.namespace}" if wanted.namespace else ""
+            raise InputError(f"no running pod{scope} is selected by {wanted.selector or 'no selector'}")
+        protocol = wanted.protocol.upper()
+        rows = judged(explain.table(plane.snapshot(), pods, protocol, wanted.port))
         if wanted.observed:
             await _observe(measurements, wanted.protocol, rows)
-        return {"flows": rows}
+        return {"flows": rows, "undeclared": [] if wanted.port else explain.undeclared(pods, [protocol])}
 
     async def diff(body: dict[str, Any]) -> dict[str, Any]:
         before = plane.snapshot()
         after, places = _tried(plane.store, before, _decode(body, Diff).objects)
+        hosts = {str(ip): host.name for host in runtime.spec.external for ip in host.addresses}
         rows = [
             {
                 **explain.told(each, new, places),
                 "change": "opens" if new.allowed else "closes",
                 "was": str(old.deciding),
             }
-            for each, old, new in explain.changes(before, after)
+            for each, old, new in explain.changes(before, after, hosts)
         ]
-        return {"flows": rows}
+        pods = [pod for pod in after.pods if not pod.host_network]
+        return {"flows": rows, "undeclared": explain.undeclared(pods)}
 
     return [
         web.post(f"/apis/testbed/v1/{name}", _served(answer))
@@ -140,9 +146,26 @@ def places_of(store: Store) -> Places:
     for kind in KINDS - {"Namespace"}:
         for obj in store.list(kind):
             metadata = obj["metadata"]
-            if text := (metadata.get("annotations") or {}).get(SOURCE_ANNOTATION):
+            text = (metadata.get("annotations") or {}).get(SOURCE_ANNOTATION)
+            if text and _as_applied(obj):
                 found[kind, metadata.get("namespace", ""), metadata["name"]] = _place(text)
     return found
+
+
+def _as_applied(obj: dict[str, Any]) -> bool:
+    """Whether an object still says what was applied: a patch or an edit leaves the file behind."""
+    said = last_applied(obj)
+    return said is None or (isinstance(said, dict) and _says(obj.get("spec"), said.get("spec")))
+
+
+def _says(live: Any, said: Any) -> bool:
+    """Whether something says all that was said, defaults aside."""
+    if isinstance(said, dict):
+        return isinstance(live, dict) and all(_says(live.get(key), each) for key, each in said.items())
+    if isinstance(said, list):
+        same = isinstance(live, list) and len(live) == len(said)
+        return same and all(map(_says, live, said))
+    return bool(live == said) or (said is None and not live)
 
 
 def _place(text: str) -> dict[str, Any]:

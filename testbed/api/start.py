@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from testbed.control import view
 from testbed.control.endpoints import apiserver
 from testbed.control.snapshot import Router
-from testbed.dataplane import dataplanes, needs_of
+from testbed.dataplane import Enforces, dataplanes, needs_of
 from testbed.dns.objects import objects
 from testbed.dns.upstream import resolv_conf
 from testbed.errors import InputError
@@ -78,6 +78,7 @@ def start(
         spec,
         host_resolv_conf=machine_resolv_conf(spec),
         allow_commands=allow_commands,
+        spares_own_node=isinstance(dataplane, Enforces) and dataplane.spares_own_node,
     )
     facts = replace(facts, routers=tuple(Router(*each) for each in routers(topo)))
     deadline = DEADLINE_BASE + DEADLINE_PER_POD * pods

@@ -54,12 +54,17 @@ def _flow_options(parser: argparse.ArgumentParser, protocols: tuple[str, ...]) -
     parser.add_argument("--port", type=int, help="default: every port the target declares")
 
 
-def _ask(args: argparse.Namespace, what: str, request: Row) -> list[Row]:
+def _ask(args: argparse.Namespace, what: str, request: Row) -> tuple[list[Row], list[str]]:
+    """The flows, and the pods that were left out."""
     from testbed.api.client import Client
 
     answer = Client.of(args.cluster).post(f"/apis/testbed/v1/{what}", request, timeout=None)
-    flows: list[Row] = answer["flows"]
-    return flows
+    return answer["flows"], answer.get("undeclared", [])
+
+
+def _tell_undeclared(pods: list[str]) -> None:
+    if pods:
+        print(f"not asked about, as they declare no port: {', '.join(pods)}")
 
 
 def run_check(args: argparse.Namespace) -> int:
@@ -71,7 +76,7 @@ def run_check(args: argparse.Namespace) -> int:
         "port": args.port,
         "namespace": args.namespace,
     }
-    rows = _ask(args, "policycheck", request)
+    rows, _ = _ask(args, "policycheck", request)
     if args.output:
         print_data({"flows": rows}, args.output)
         return 0
@@ -119,10 +124,10 @@ def run_table(args: argparse.Namespace) -> int:
     }
     with Progress() as progress:
         progress.show("probing …" if args.observed else "")
-        rows = _ask(args, "policytable", request)
+        rows, undeclared = _ask(args, "policytable", request)
     wrong = [row for row in rows if args.observed and row["observed"] != row["allowed"]]
     if args.output:
-        print_data({"flows": rows, "differences": len(wrong)}, args.output)
+        print_data({"flows": rows, "differences": len(wrong), "undeclared": undeclared}, args.output)
         return 1 if wrong else 0
     for port in sorted({row["port"] for row in rows}):
         print(f"{args.protocol.upper()} {port}")
@@ -130,6 +135,7 @@ def run_table(args: argparse.Namespace) -> int:
         print()
     allowed = sum(row["allowed"] for row in rows)
     print(f"{len(rows)} flows: {allowed} allowed (.), {len(rows) - allowed} denied (X)")
+    _tell_undeclared(undeclared)
     if args.observed:
         print(f"measured: {len(wrong)} differ from what is expected")
         for row in wrong:
@@ -152,9 +158,10 @@ def run_diff(args: argparse.Namespace) -> int:
     """List what would change."""
     from testbed.api.manifests import objects_of
 
-    rows = _ask(args, "policydiff", {"objects": objects_of(args.filename, args.namespace)})
+    request = {"objects": objects_of(args.filename, args.namespace)}
+    rows, undeclared = _ask(args, "policydiff", request)
     if args.output:
-        print_data({"flows": rows}, args.output)
+        print_data({"flows": rows, "undeclared": undeclared}, args.output)
         return 0
     print_table(
         ["CHANGE", "FROM", "TO", "PROTOCOL", "PORT", "WHY"],
@@ -166,4 +173,5 @@ def run_diff(args: argparse.Namespace) -> int:
     )
     opened = sum(row["change"] == "opens" for row in rows)
     print(f"{opened} flows would open, {len(rows) - opened} would close")
+    _tell_undeclared(undeclared)
     return 0

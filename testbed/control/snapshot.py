@@ -193,7 +193,8 @@ class Router:
 class ClusterFacts:
     """What compilers need of the spec: ranges as text, names, addresses; kubelet: clocks that were set.
 
-    node_names: the nodes that the spec begins with.
+    node_names: the nodes that the spec begins with. spares_own_node: what a pod sends to its own node is not
+    judged by policies.
     dns_addresses: of Service kube-dns; node_dns: of NodeLocal DNSCache, "" without; upstream_dns: of the DNS
     hosts outside.
     """
@@ -217,6 +218,7 @@ class ClusterFacts:
     routers: tuple[Router, ...] = ()
     node_names: tuple[str, ...] = ()
     node_dns: str = ""
+    spares_own_node: bool = False
 
 
 @dataclass(frozen=True)

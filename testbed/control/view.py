@@ -35,7 +35,13 @@ NOT_BALANCED = "node.kubernetes.io/exclude-from-external-load-balancers"
 """The label, with any value, of a node that load balancers leave out."""
 
 
-def facts(spec: ClusterSpec, *, host_resolv_conf: str = "", allow_commands: bool = False) -> ClusterFacts:
+def facts(
+    spec: ClusterSpec,
+    *,
+    host_resolv_conf: str = "",
+    allow_commands: bool = False,
+    spares_own_node: bool = False,
+) -> ClusterFacts:
     """What compilers need to know of the spec itself."""
     network = spec.network
     return ClusterFacts(
@@ -55,6 +61,7 @@ def facts(spec: ClusterSpec, *, host_resolv_conf: str = "", allow_commands: bool
         node_dns=NODE_DNS if spec.dns.enabled and spec.dns.node_local else "",
         policy_on_change=network.policy_on_change,
         node_names=tuple(node.name for node in spec.nodes),
+        spares_own_node=spares_own_node,
     )
 
 

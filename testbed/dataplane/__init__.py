@@ -52,9 +52,11 @@ class Enforces(Protocol):
     """What a dataplane with ``enforces_policy`` has beside: the compiler of its own policy rules.
 
     names_all_pods: its rules speak of every pod of the cluster, also where there is no policy.
+    spares_own_node: what a pod sends to its own node meets none of them.
     """
 
     names_all_pods: bool
+    spares_own_node: bool
 
     def enforcer(self) -> Enforcer:
         """A compiler of policy rules, which keeps what stays the same; called once per cluster."""

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
 
-from testbed.control.policies import Policy
+from testbed.control.policies import Block, Policy
 from testbed.control.snapshot import EndpointSlice, Pod, Service, Snapshot
 from testbed.errors import InputError
-from testbed.policy.meaning import PROTOCOLS, Decision, Flow, Meaning, Verdict
+from testbed.policy.meaning import PROTOCOLS, Decision, Flow, Meaning, Verdict, holds_address, network
+from testbed.policy.plan import DIRECTIONS
 
 OUTSIDE = {"ipv4": "203.0.113.1", "ipv6": "2001:db8::1"}
 """Addresses of nobody (RFC 5737, RFC 3849), for what a change means to the world outside."""
@@ -43,14 +44,16 @@ def asked(
     """The flows that ``--from``, ``--to``, ``--port`` and ``--protocol`` mean.
 
     source, target: an address, ``POD``, ``NAMESPACE/POD``, ``pod/POD``; target also ``SERVICE``,
-    ``svc/SERVICE`` and ``svc/NAMESPACE/SERVICE``. namespace: of names without one. port None: every port
-    that a pod declares. Raises InputError.
+    ``svc/SERVICE`` and ``svc/NAMESPACE/SERVICE``. An address by which a Service is reached stands for it.
+    namespace: of names without one. port None: every port that a pod declares. Raises InputError.
     """
     protocol = protocol.upper()
     here = _end(snapshot, source, namespace)
     kind, _, rest = target.partition("/")
     if kind in ("svc", "service", "services"):
         return list(_by_service(snapshot, here, _service(snapshot, rest, namespace), protocol, port))
+    if (reached := _at(snapshot, here, target, protocol, port)) is not None:
+        return list(_by_service(snapshot, here, *reached))
     try:
         there = _end(snapshot, target, namespace)
     except InputError:
@@ -88,6 +91,28 @@ def _service(snapshot: Snapshot, text: str, namespace: str) -> Service:
     return snapshot.services[key]
 
 
+def _at(
+    snapshot: Snapshot, here: End, text: str, protocol: str, port: int | None
+) -> tuple[Service, str, int | None] | None:
+    """The Service that an address leads to before policy sees the packet, with protocol and its own port.
+
+    A node port does so at the pod's own node; another node translates behind the pod's policies.
+    """
+    try:
+        wanted = str(ip_address(text))
+    except ValueError:
+        return None
+    own = next((pod.node for pod in snapshot.pods if here.ip in pod.ips), "")
+    at_node = any(wanted in node.addresses for node in snapshot.nodes if node.name == own)
+    for service in snapshot.services.values():
+        if wanted in (*service.cluster_ips, *service.external_ips, *service.vips):
+            return service, protocol, port
+        for each in service.ports if at_node else ():
+            if each.protocol == protocol and port is not None and each.node_port == port:
+                return service, protocol, each.port
+    return None
+
+
 def _same_family(snapshot: Snapshot, here: End, there: End) -> End:
     """The target's address in the family of the source's, where it has one."""
     for pod in snapshot.pods:
@@ -107,10 +132,16 @@ def _declared(snapshot: Snapshot, there: End, protocol: str) -> list[int]:
 
 
 def declared(pod: Pod, protocol: str) -> list[int]:
-    """The numbers of the ports that a pod's containers declare for a protocol."""
+    """The numbers of the ports that a pod's containers, sidecars too, declare for a protocol."""
+    containers = (*pod.containers, *pod.sidecars)
     return sorted(
-        {port.container_port for each in pod.containers for port in each.ports if port.protocol == protocol}
+        {port.container_port for each in containers for port in each.ports if port.protocol == protocol}
     )
+
+
+def undeclared(pods: Iterable[Pod], protocols: Sequence[str] = PROTOCOLS) -> list[str]:
+    """The pods that declare no port of these protocols, which nobody is asked about unless by number."""
+    return [_called(pod) for pod in pods if not any(declared(pod, each) for each in protocols)]
 
 
 def _by_service(
@@ -169,33 +200,70 @@ def _called(pod: Pod) -> str:
     return f"{pod.namespace}/{pod.name}"
 
 
-def changes(before: Snapshot, after: Snapshot) -> list[tuple[Asked, Verdict, Verdict]]:
+def changes(
+    before: Snapshot, after: Snapshot, hosts: Mapping[str, str]
+) -> list[tuple[Asked, Verdict, Verdict]]:
     """The flows that are allowed in one cluster and not in the other, with both verdicts.
 
-    Between all pods, and between each and an address outside, on every port that a pod declares.
+    Between all pods, and between each and: the nodes, ``hosts`` outside (address → name), an address of
+    nobody, and one in each range and each exception that a policy names; on every port that a pod declares.
     """
     was, will = Meaning(before), Meaning(after)
+    others = _others((*before.policies, *after.policies), after, hosts)
     found = []
-    for each in _everything(after):
+    for each in _everything(after, others):
         old, new = was.allowed(each.flow), will.allowed(each.flow)
         if old.allowed != new.allowed:
             found.append((each, old, new))
     return found
 
 
-def _everything(snapshot: Snapshot) -> Iterator[Asked]:
+def _others(policies: Iterable[Policy], snapshot: Snapshot, hosts: Mapping[str, str]) -> list[End]:
+    """Who is no pod, each address once."""
+    named = dict.fromkeys(OUTSIDE.values(), "outside") | dict(hosts)
+    named |= {ip: f"node {node.name}" for node in snapshot.nodes for ip in node.addresses}
+    taken = named.keys() | {ip for pod in snapshot.pods for ip in pod.ips}
+    for block in _blocks(policies):
+        for cidr in (block.cidr, *block.excepts):
+            inner = [Block(each) for each in block.excepts if each != cidr]
+            free = (ip for ip in _some(cidr) if not any(holds_address(each, ip) for each in inner))
+            ip = next(free, "")
+            if ip and ip not in taken:
+                named.setdefault(ip, f"{ip} in {cidr}")
+    return [End(name, ip) for ip, name in named.items()]
+
+
+def _blocks(policies: Iterable[Policy]) -> Iterator[Block]:
+    for policy in policies:
+        for direction in DIRECTIONS:
+            for rule in policy.rules(direction) or ():
+                for peer in rule.peers or ():
+                    yield from peer.blocks
+
+
+def _some(cidr: str) -> Iterator[str]:
+    """Addresses of a range: the second and what follows at growing steps, the last, the first."""
+    whole = network(cidr)
+    first, size = whole.network_address, whole.num_addresses
+    steps = (1 << bit for bit in range(size.bit_length()))
+    yield from (str(first + step) for step in steps if step < size)
+    yield str(first + (size - 1))
+    yield str(first)
+
+
+def _everything(snapshot: Snapshot, others: Sequence[End]) -> Iterator[Asked]:
     pods = [pod for pod in snapshot.pods if not pod.host_network]
     for protocol in PROTOCOLS:
         numbers = sorted({port for pod in pods for port in declared(pod, protocol)})
         yield from table(snapshot, pods, protocol, None)
         for pod in pods:
             for ip in pod.ips:
-                outside = End("outside", OUTSIDE["ipv6" if ":" in ip else "ipv4"])
                 here = End(_called(pod), ip)
-                for port in declared(pod, protocol):
-                    yield Asked(outside, here, Flow(outside.ip, ip, protocol, port))
-                for port in numbers:
-                    yield Asked(here, outside, Flow(ip, outside.ip, protocol, port))
+                for other in (other for other in others if (":" in other.ip) == (":" in ip)):
+                    for port in declared(pod, protocol):
+                        yield Asked(other, here, Flow(other.ip, ip, protocol, port))
+                    for port in numbers:
+                        yield Asked(here, other, Flow(ip, other.ip, protocol, port))
 
 
 # --- as plain data ----------------------------------------------------------------------------------------

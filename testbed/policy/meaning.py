@@ -153,8 +153,16 @@ class Meaning:
     def _decide(self, flow: Flow, direction: Direction, pod: Pod | None) -> Decision:
         if pod is None:
             return Decision(direction, True, "no pod's side, so no policy applies")
-        if direction == "Ingress" and self._nodes.get(flow.source) == pod.node:
+        if direction == "Ingress" and (
+            self._nodes.get(flow.source) == pod.node or address(flow.source).is_loopback
+        ):
             return Decision(direction, True, "a node always reaches its own pods")
+        if (
+            direction == "Egress"
+            and self._snapshot.facts.spares_own_node
+            and self._nodes.get(flow.destination) == pod.node
+        ):
+            return Decision(direction, True, "this dataplane does not judge what pods send to their own node")
         if (decided := self._tier(flow, direction, pod, "Admin")) is not None:
             return decided
         isolating = self.subject_to(pod, direction, "NetworkPolicy")
@@ -240,8 +248,8 @@ def selects(selection: Selection, pod: Pod, namespace: Namespace) -> bool:
 
 
 def named_ports(pod: Pod, port: Port) -> Iterator[tuple[str, int]]:
-    """(protocol, number) of the pod's container ports that a named port means."""
-    for container in pod.containers:
+    """(protocol, number) of the pod's container ports that a named port means, sidecars' as well."""
+    for container in (*pod.containers, *pod.sidecars):
         for each in container.ports:
             if each.name == port.name and port.protocol in ("", each.protocol):
                 yield each.protocol, each.container_port

@@ -114,7 +114,7 @@ class Members:
 
 def _address_view(pod: Pod | None) -> object:
     """What of a pod sets of addresses depend on."""
-    return pod and (pod.ips, pod.node, pod.containers)
+    return pod and (pod.ips, pod.node, pod.containers, pod.sidecars)
 
 
 def of_family(ips: Iterable[str], family: Family) -> Iterator[str]:

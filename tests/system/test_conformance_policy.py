@@ -19,6 +19,8 @@ from testbed.conformance.network_policy.cases import Recorded, Step, load
 from testbed.conformance.network_policy.stage import Stage
 from testbed.conformance.network_policy.tables import cells, describe, measure
 from testbed.conformance.run import run_cases
+from testbed.errors import InputError
+from testbed.wait import wait_until
 
 TESTS = Path(__file__).parents[1]
 GOLDEN = TESTS / "golden" / "network-policy"
@@ -49,7 +51,7 @@ def test_recorded_tables_come_true(mode: str, cidr: str, tmp_path: Path) -> None
     ]
     with Cluster.up(spec) as cluster:
         verdicts = run_cases(cluster, cases)
-        left = {item["metadata"]["name"] for item in cluster.client.get("/api/v1/namespaces")["items"]}
+        left = namespaces(cluster)
     assert [(verdict.name, verdict.why) for verdict in verdicts if verdict.status != "passed"] == []
     assert not left & {"x", "y", "z"}
     assert f'tests="{len(cases)}" failures="0"' in junit("network-policy", verdicts)
@@ -79,6 +81,10 @@ def test_recorded_tables_of_sctp_come_true(mode: str, first: int, tmp_path: Path
     print(f"{len(verdicts)} cases, {sum(map(cells_of, recorded))} cells of SCTP, {mode}")
 
 
+def namespaces(cluster: Cluster) -> set[str]:
+    return {item["metadata"]["name"] for item in cluster.client.get("/api/v1/namespaces")["items"]}
+
+
 def of_protocol(case: Recorded, protocol: str) -> Recorded:
     """A case with the tables of one protocol; every step has some."""
     steps = []
@@ -103,6 +109,15 @@ def test_a_wrong_cell_is_shown_in_its_table(tmp_path: Path) -> None:
     spec.write_text(SPEC.format(name="wrong-cell", mode="iptables", cidr="10.244.0.0/16"))
     with Cluster.up(spec) as cluster:
         stage = Stage(cluster)
+        mine = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "x"}}
+        cluster.client.post("/api/v1/namespaces", mine)
+        with pytest.raises(InputError, match="namespace x is there already"):
+            stage.begin(case)
+        cluster.client.delete("/api/v1/namespaces/x")
+        names = partial(cluster.client.get, "/api/v1/namespaces")
+        wait_until(
+            lambda: "x" not in {each["metadata"]["name"] for each in names()["items"]}, 30, "x is gone"
+        )
         stage.begin(case)
         (step,) = case.steps
         for action in step.actions:

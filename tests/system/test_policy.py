@@ -247,15 +247,40 @@ def test_a_policy_of_any_namespace_stays_in_its_own(traffic: Traffic) -> None:
     assert (reaches(traffic, "p0", "p1", 80), reaches(traffic, "p2", "p1", 80)) == (NO, YES)
 
 
-def test_a_node_reaches_its_own_pods_and_a_pod_itself(traffic: Traffic) -> None:
+def test_a_node_reaches_its_own_pods_and_a_pod_itself_by_a_service(traffic: Traffic) -> None:
     traffic.enforce((policy("none", {}, ingress=[], egress=[]),))
-    asked = [("node:node-1", "p0"), ("x/p0", "p0")]
-    questions = [{"source": source, "ip": address(traffic, target), "port": 80} for source, target in asked]
-    replies = traffic.cluster.client.post(
+    traffic.apply(*only_endpoint("x", "self", address(traffic, "p0")))
+    traffic.cluster.settle()
+    client = traffic.cluster.client
+    vip = client.get("/api/v1/namespaces/x/services/self")["spec"]["clusterIP"]
+    asked = [("node:node-1", address(traffic, "p0")), ("x/p0", vip), ("x/p1", vip)]
+    questions = [{"source": source, "ip": ip, "port": 80} for source, ip in asked]
+    replies = client.post(
         "/apis/testbed/v1/conversations", {"questions": questions, "language": "tcp", "text": ""}
     )["replies"]
-    assert replies["verdict"] == ["ok", "ok"]
+    client.delete("/api/v1/namespaces/x/services/self")
+    assert replies["verdict"] == ["ok", "ok", "refused"]
     assert reaches(traffic, "p2", "p0", 80) == NO
+
+
+def only_endpoint(namespace: str, name: str, ip: str) -> tuple[Object, ...]:
+    """A Service that leads to port 80 of one address on node-1."""
+    metadata = {"namespace": namespace, "name": name}
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata,
+        "spec": {"ports": [{"port": 80}]},
+    }
+    slices = {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {**metadata, "labels": {"kubernetes.io/service-name": name}},
+        "addressType": "IPv4",
+        "ports": [{"port": 80, "protocol": "TCP"}],
+        "endpoints": [{"addresses": [ip], "nodeName": "node-1"}],
+    }
+    return service, slices
 
 
 def test_a_new_pod_is_isolated_before_anybody_reaches_it(traffic: Traffic) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Set
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any
 
@@ -29,6 +30,8 @@ GONE_WITHIN = 30.0
 """Seconds in which what is deleted has to be gone."""
 UNLIMITED = (("net.ipv4.icmp_ratemask", "0"), ("net.ipv6.icmp.ratemask", ""))
 """Settings by which a node answers every rejected packet, not six and then one a second."""
+
+CLUSTER_WIDE = ("ClusterNetworkPolicy", "AdminNetworkPolicy", "BaselineAdminNetworkPolicy")
 
 Network = IPv4Network | IPv6Network
 
@@ -99,6 +102,7 @@ class Stage:
     def _become(self, wanted: World) -> None:
         """Policies that go come first, so that nothing of the last case holds while the rest changes."""
         now = self.world
+        self._refuse_others(wanted.namespaces.keys() - now.namespaces.keys())
         for key in now.policies.keys() - wanted.policies.keys():
             self._delete("NetworkPolicy", *key)
             del self._put[key]
@@ -118,6 +122,25 @@ class Stage:
         for key, policy in wanted.policies.items():
             self._put_policy(key, self._rewritten(policy, wanted) if self._rewriting else policy)
         self.world = wanted
+
+    def _refuse_others(self, new: Set[str]) -> None:
+        """Raises InputError where a namespace to be made is somebody's, or others' policies would count."""
+        client = self.cluster.client
+        there = (
+            {each["metadata"]["name"] for each in client.get("/api/v1/namespaces")["items"]} if new else set()
+        )
+        if taken := sorted(new & there):
+            raise InputError(
+                f"namespace {', '.join(taken)} is there already, and these cases would delete it with all "
+                "that is in it: delete it yourself, or use another cluster"
+            )
+        if self.world.namespaces or not new:
+            return
+        for kind in CLUSTER_WIDE:
+            if found := [each["metadata"]["name"] for each in client.get(path_of(BY_NAME[kind]))["items"]]:
+                raise InputError(
+                    f"{kind} {', '.join(found)} would count in every case: delete it, or use another cluster"
+                )
 
     def _make_pods(self, now: World, wanted: World) -> None:
         new = [pod for key, pod in wanted.pods.items() if key not in now.pods]

@@ -67,6 +67,7 @@ class Calico:
     parameters: Mapping[str, Param] = PARAMETERS
     enforces_policy = True
     names_all_pods = False
+    spares_own_node = False
     underlay_routes = False
 
     def compile(self, snapshot: Snapshot, node: Node) -> NodeState:

@@ -106,6 +106,7 @@ class Weave:
     }
     enforces_policy = True
     names_all_pods = True
+    spares_own_node = True
     underlay_routes = False
 
     def compile(self, snapshot: Snapshot, node: Node) -> NodeState:
