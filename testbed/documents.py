@@ -187,8 +187,16 @@ def _read_json(text: str, file: str) -> Document | None:
 
 
 def _depth(data: Any) -> int:
-    children = data.values() if isinstance(data, dict) else data if isinstance(data, list) else ()
-    return 1 + max(map(_depth, children), default=0)
+    """How deep it is nested, which json may be far beyond what Python calls by itself."""
+    depth, level = 0, [data]
+    while level:
+        depth += 1
+        level = [
+            child
+            for each in level
+            for child in (each.values() if isinstance(each, dict) else each if isinstance(each, list) else ())
+        ]
+    return depth
 
 
 def _syntax_problem(error: yaml.YAMLError | RecursionError, text: str, file: str) -> Problem:

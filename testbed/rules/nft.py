@@ -324,12 +324,22 @@ def _parse_chain(name: str, table: NftTable, lines: list[str]) -> NftChain:
     rules: list[str] = []
     for line in lines:
         if hook := _HOOK.fullmatch(line):
-            chain = replace(chain, **{field: value for field, value in hook.groupdict().items() if value})
+            said = {field: value for field, value in hook.groupdict().items() if value}
+            said["priority"] = _priority(said["hook"], said["priority"])
+            chain = replace(chain, **said)
         elif line.startswith('comment "') and not rules:
             chain = replace(chain, comment=_unquoted(line))
         else:
             rules.append(line)
     return replace(chain, rules=tuple(rules))
+
+
+def _priority(hook: str, text: str) -> str:
+    """As nft 1.0.6 prints it: ``dstnat`` (-100) has a name at one hook only there, at output too from 1.0.9 on."""
+    name, _, offset = text.partition(" ")
+    if hook != "output" or name != "dstnat":
+        return text
+    return str(-100 + int(offset.replace(" ", "") or 0))
 
 
 def _parse_set(kind: str, name: str, table: NftTable, lines: list[str]) -> tuple[NftSet, list[NftElement]]:

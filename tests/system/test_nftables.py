@@ -48,8 +48,14 @@ def listed() -> str:
 
 
 def differences(ours: str, recorded: Path, tmp_path: Path) -> str:
-    """What the recording's own comparison says, "" where it finds nothing."""
-    (tmp_path / "ours.json").write_text(ours)
+    """What the recording's own comparison says, "" where it finds nothing.
+
+    nft 1.0.6, which recorded, says nothing in JSON of the comments of chains; later ones do.
+    """
+    objects = msgspec.json.decode(ours)
+    for each in objects["nftables"]:
+        each.get("chain", {}).pop("comment", None)
+    (tmp_path / "ours.json").write_bytes(msgspec.json.encode(objects))
     argv = [sys.executable, str(GOLDEN / "compare.py"), "nft", str(tmp_path / "ours.json"), str(recorded)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     return done.stdout if done.returncode else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from statistics import median
 from typing import Any
 
 from probe_lab import Lab, in_child
@@ -62,7 +63,7 @@ def test_echoes_go_out_at_the_interval_asked_for() -> None:
 
     (line,), _ = in_child(body)
     spans = [(later.at - earlier.at) / 1e9 for earlier, later in itertools.pairwise(line)]
-    assert sum(spans) >= 19 * 0.01 * 0.98  # never faster than asked for
+    assert median(spans) >= 0.01 * 0.9  # one that was late is followed sooner, as the schedule stays
 
 
 def test_size_is_that_of_ping() -> None:
