@@ -44,7 +44,7 @@ def main(sock: socket.socket, topo: Topo) -> None:
 
     Sends FabricReady once every link carried a frame, or Failed with id 0 and ends.
     """
-    # A Mininet node's commands run on a terminal, where ip of Debian 13 writes in colours, into pipes as well.
+    # A Mininet node's commands run on a terminal, where ip of Debian 13 writes in colours, into pipes too.
     os.environ["NO_COLOR"] = "1"
     net = ClusterNet(topo)
     try:

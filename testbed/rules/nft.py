@@ -335,7 +335,7 @@ def _parse_chain(name: str, table: NftTable, lines: list[str]) -> NftChain:
 
 
 def _priority(hook: str, text: str) -> str:
-    """As nft 1.0.6 prints it: ``dstnat`` (-100) has a name at one hook only there, at output too from 1.0.9 on."""
+    """As nft 1.0.6 prints it, which has the name ``dstnat`` (-100) at no output hook; later ones do."""
     name, _, offset = text.partition(" ")
     if hook != "output" or name != "dstnat":
         return text

@@ -114,10 +114,7 @@ def test_a_wrong_cell_is_shown_in_its_table(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="namespace x is there already"):
             stage.begin(case)
         cluster.client.delete("/api/v1/namespaces/x")
-        names = partial(cluster.client.get, "/api/v1/namespaces")
-        wait_until(
-            lambda: "x" not in {each["metadata"]["name"] for each in names()["items"]}, 30, "x is gone"
-        )
+        wait_until(lambda: "x" not in namespaces(cluster), 30, "x is gone")
         stage.begin(case)
         (step,) = case.steps
         for action in step.actions:

@@ -50,11 +50,12 @@ def listed() -> str:
 def differences(ours: str, recorded: Path, tmp_path: Path) -> str:
     """What the recording's own comparison says, "" where it finds nothing.
 
-    nft 1.0.6, which recorded, says nothing in JSON of the comments of chains; later ones do.
+    nft 1.0.6, which recorded, says nothing in JSON of the comments of tables and chains; later ones do.
     """
     objects = msgspec.json.decode(ours)
     for each in objects["nftables"]:
-        each.get("chain", {}).pop("comment", None)
+        for kind in ("table", "chain"):
+            each.get(kind, {}).pop("comment", None)
     (tmp_path / "ours.json").write_bytes(msgspec.json.encode(objects))
     argv = [sys.executable, str(GOLDEN / "compare.py"), "nft", str(tmp_path / "ours.json"), str(recorded)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
