@@ -30,4 +30,6 @@ enforcers: Registry[Callable[[], Enforcer]] = Registry("policy enforcer", "testb
 
 def enforcer_beside(needs: frozenset[str]) -> Enforcer:
     """The enforcer whose rules are of the kind that a proxier with these needs writes."""
+    if "ipvs" in needs:
+        return enforcers.get("ipvs")()
     return enforcers.get("nft" if "nf_tables" in needs and "nft" in enforcers else "iptables")()

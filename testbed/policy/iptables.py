@@ -7,6 +7,10 @@ it unless a policy's chain (KUBE-NWPLCY-…) marks it. Nothing is accepted here:
 so both ends' policies, and whoever else has rules, have their say. A node reaches its own pods by OUTPUT,
 which is left alone.
 
+Beside IPVS packets to a Service come to INPUT, where its address says nothing of the pod, and leave by OUTPUT
+with that pod's: INPUT lets what is a Service's pass, and what OUTPUT sends for others is looked at as in
+FORWARD.
+
 Unlike kube-router's, chains do not depend on labels and addresses of other pods: a pod's chain jumps to all
 policies of its namespace, each guarded by the set of its subjects, so that changed labels change sets only.
 """
@@ -14,6 +18,7 @@ policies of its namespace, each guarded by the set of its subjects, so that chan
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from operator import is_not
 from typing import Literal
 
@@ -40,7 +45,7 @@ from testbed.policy.plan import (
 )
 from testbed.state import Chain, Family, IpSet, NetnsState
 
-FORWARD, INPUT = "KUBE-ROUTER-FORWARD", "KUBE-ROUTER-INPUT"
+FORWARD, INPUT, OUTPUT = "KUBE-ROUTER-FORWARD", "KUBE-ROUTER-INPUT", "KUBE-ROUTER-OUTPUT"
 LABEL: dict[Direction, str] = {"Ingress": "INGRESS", "Egress": "EGRESS"}
 MARK = f"{ACCEPTED:#x}/{ACCEPTED:#x}"
 UNMARK = f"-j MARK --set-xmark 0x0/{ACCEPTED:#x}"
@@ -65,7 +70,8 @@ class IptablesEnforcer:
 
     needs: frozenset[str] = frozenset({"iptables", "ipset"})
 
-    def __init__(self) -> None:
+    def __init__(self, *, beside_ipvs: bool = False) -> None:
+        self._beside_ipvs = beside_ipvs
         self._forget()
 
     def _forget(self) -> None:
@@ -98,7 +104,7 @@ class IptablesEnforcer:
     # --- chains -------------------------------------------------------------------------------------
 
     def _all_chains(self, kept: _Kept, plans: list[Plan], family: Family, *, cut: bool) -> Iterator[Chain]:
-        yield from _entrances(plans, family, cut=cut)
+        yield from _entrances(plans, family, cut=cut, beside_ipvs=self._beside_ipvs)
         for plan in plans:
             if not plan.pods:
                 continue
@@ -180,6 +186,7 @@ class _Kept:
 
 
 enforcers.register("iptables")(IptablesEnforcer)
+enforcers.register("ipvs")(partial(IptablesEnforcer, beside_ipvs=True))
 
 
 def _block_entries(block: Block, ranges: frozenset[str]) -> frozenset[str]:
@@ -255,7 +262,7 @@ def _in_set(name: str, side: str, *, outside: bool = False) -> str:
 # --- the chains --------------------------------------------------------------------------------------------
 
 
-def _entrances(plans: list[Plan], family: Family, *, cut: bool) -> Iterator[Chain]:
+def _entrances(plans: list[Plan], family: Family, *, cut: bool, beside_ipvs: bool) -> Iterator[Chain]:
     """The built-in chains' jumps, and the chains that tell whom policies concern."""
     first: list[str] = []
     if family == "ipv6":
@@ -273,14 +280,31 @@ def _entrances(plans: list[Plan], family: Family, *, cut: bool) -> Iterator[Chai
         if plan.pods
     }
     both = [jumps[direction] for direction in ("Egress", "Ingress") if direction in jumps]
+    services = list(_services_of_ipvs(family)) if beside_ipvs else []
+    own = f"{_comment('what the node itself sends')} -m addrtype --src-type LOCAL -j RETURN"
     jump = _comment("kube-router netpol")
     for built_in, name, rules in (
         ("FORWARD", FORWARD, both),
-        ("INPUT", INPUT, [jumps["Egress"]] if "Egress" in jumps else []),
+        ("INPUT", INPUT, [*services, jumps["Egress"]] if "Egress" in jumps else []),
+        ("OUTPUT", OUTPUT, [own, *both] if beside_ipvs and both else []),
     ):
         if rules:
             yield Chain(family, "filter", built_in, (f"{jump} -j {name}",), inserted=1)
             yield _chain(family, name, first + rules)
+
+
+def _services_of_ipvs(family: Family) -> Iterator[str]:
+    """What IPVS takes at INPUT, by kube-proxy's own sets: addresses on its device, and the node's ports."""
+    six = "6-" if family == "ipv6" else ""
+    words = _comment("to a Service: judged once it leads to a pod")
+    yield f"{words} {_in_set(f'KUBE-{six}IPVS-IPS', 'dst')} -j RETURN"
+    local = "-m addrtype --dst-type LOCAL"
+    for protocol, name, side in (
+        ("tcp", "NODE-PORT-TCP", "dst"),
+        ("udp", "NODE-PORT-UDP", "dst"),
+        ("sctp", "NODE-PORT-SCTP-HASH", "dst,dst"),
+    ):
+        yield f"-p {protocol} {local} {words} {_in_set(f'KUBE-{six}{name}', side)} -j RETURN"
 
 
 def _dispatch_name(plan: Plan) -> str:

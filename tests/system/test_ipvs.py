@@ -166,7 +166,7 @@ spec:
 ---
 apiVersion: v1
 kind: Pod
-metadata: {name: client}
+metadata: {name: client, labels: {run: client}}
 spec: {containers: [{name: client, image: busybox}]}
 """
 
@@ -193,3 +193,50 @@ def test_a_service_answers_at_its_address_and_on_every_node(cluster: Cluster) ->
         seen = {answer["client"]["address"] for answer in answers}
         own = set(client.run(["hostname", "-I"]).stdout.split())
         assert (seen <= own) == to.startswith("http://10.96."), (to, seen)
+
+
+POLICY = """\
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: one}
+spec:
+"""
+TO_WEB = (
+    POLICY
+    + """\
+  podSelector: {matchLabels: {run: client}}
+  policyTypes: [Egress]
+  egress: [{to: [{podSelector: {matchLabels: {app: web}}}]}]
+"""
+)
+TO_NOBODY = TO_WEB.replace("app: web", "app: nobody")
+FROM_NOBODY = (
+    POLICY
+    + """\
+  podSelector: {matchLabels: {app: web}}
+  ingress: []
+"""
+)
+
+
+def test_policies_judge_where_a_service_leads(cluster: Cluster, tmp_path: Path) -> None:
+    """Not its address; and a pod that is not reached by itself is not by a Service, on its own node too."""
+    client = cluster.pod("client")
+    pods = [pod["status"]["podIP"] for pod in cluster.pods() if pod["metadata"]["name"] != "client"]
+    places = [f"http://{to}" for to in ("10.96.100.1", "192.168.100.11:30080", "192.168.100.12:30080", *pods)]
+
+    def answered(to: str) -> bool:
+        return client.run(["curl", "-s", "-m", "10", to]).code == 0
+
+    path = tmp_path / "policy.yaml"
+    for text, wanted in ((TO_WEB, True), (TO_NOBODY, False), (FROM_NOBODY, False)):
+        path.write_text(text)
+        cluster.apply(path)
+        cluster.settle()
+        for to in (places[0], *places):  # by turns: either of the two pods is asked by the Service
+            if wanted and ":30080" in to:
+                continue  # another node's port is that node's address, which the policy does not speak of
+            assert answered(to) is wanted, (text, to)
+    cluster.delete(path)
+    cluster.settle()
+    assert all(map(answered, places))
