@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
 from testbed.measure.frames import frame_of, reachability_table, summary
-from testbed.records import SAMPLES, Event, RunRecord, Sample, read_run, write_run
+from testbed.records import SAMPLES, Event, Run, RunRecord, Sample, read_run, write_run
 from testbed.report.html import write_report
-from testbed.report.loads import growth, loads, programming, timeline
+from testbed.report.loads import growth, loads, over_time, programming, timeline
 from testbed.report.svg import LinearScale
 
 START = 1_800_000_000.0
@@ -82,6 +83,35 @@ def test_a_load_knows_its_failures_marks_and_changes(folder: Path) -> None:
     assert load.seconds == pytest.approx(9.9)
     assert load.marks == [(2.0, "rollout begins")]  # what came after the load is not of it
     assert list(load.programmed["seconds"]) == [0.4]
+
+
+def test_a_repeated_load_counts_all_repetitions_and_no_warm_up(tmp_path: Path) -> None:
+    def repetition(number: int, failed: int, **fields: bool) -> list[Sample]:
+        return [
+            one.replaced({"repetition": number, "at": (one.at or 0.0) + 100 * number, **fields})
+            for one in (make_ask(n, failed=n < failed) for n in range(50))
+        ]
+
+    samples = [*repetition(0, 50, warm_up=True), *repetition(1, 7), *repetition(2, 0)]
+    faults = [
+        Event(0.0, START + 100 * n + at, what, {"fault": "loss", "id": str(n), "target": ["node-1"]})
+        for n in (1, 2)
+        for at, what in ((1.0, "fault applied"), (2.0, "fault healed"))
+    ]
+    run = Run(tmp_path, frame_of([*samples, make_change(101.5, 0.1)]), {}, [EVENTS[0], *faults], [])
+    (load,) = loads(run)
+    assert (load.failed, len(load.samples), load.repetitions) == (7, 100, 2)
+    assert load.seconds == pytest.approx(4.9)
+    assert [(round(begin, 6), round(end, 6)) for begin, end, _ in load.bands] == [(1.0, 2.0)] * 2
+    assert list(load.programmed["after"]) == pytest.approx([1.5])
+    assert "7 of 100 failed in 2 repetitions" in over_time(run)
+    drawn = timeline(load)
+    assert drawn.count('class="fault"') == 2
+    assert drawn.count('class="faultname"') == 1
+    (alone,) = loads(Run(tmp_path, frame_of(repetition(1, 7)), {}, EVENTS[:1], []))
+    rate = re.search(r">[0-9]+/s<", timeline(alone))
+    assert rate
+    assert rate[0] in drawn, "the rate of one repetition, not of both"
 
 
 def test_the_drawing_is_well_formed_and_counts_every_connection(folder: Path) -> None:
