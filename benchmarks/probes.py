@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from testbed import Cluster
 from testbed.measure import metrics
 from testbed.measure.machine import Machine
+from testbed.quantiles import quantile
 from testbed.records import Sample, probe_samples
 
 SPEC = """\
@@ -162,8 +163,7 @@ def against(
 
 
 def figure(blocks: Sequence[Block], share: float) -> float:
-    values = sorted(value for block in blocks for value in block)
-    return values[round(share * (len(values) - 1))]
+    return quantile(sorted(value for block in blocks for value in block), share)
 
 
 # --- paths and rates --------------------------------------------------------------------------------------

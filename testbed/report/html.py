@@ -9,10 +9,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from testbed.cells import is_campaign, read_campaign
-from testbed.measure.frames import summary
+from testbed.measure.frames import summary, waits
 from testbed.records import LOOPBACK, Expectation, Run, read_run
 from testbed.report.campaign import campaign
 from testbed.report.colours import PATH_NAMES, PATHS, SIGNS, VERDICTS
@@ -189,12 +190,14 @@ def _failures(reach: pd.DataFrame) -> str:
 
 def lines_by_path(samples: pd.DataFrame) -> list[Line]:
     """A line per way of the round-trip samples; the noise floor first."""
-    rtt = samples[(samples["kind"] == "rtt") & samples["seconds"].notna()]
+    rtt = samples[samples["kind"] == "rtt"]
     lines = []
     for path, colour in PATHS.items():
-        values = rtt.loc[rtt["path"] == path, "seconds"].to_numpy(dtype=float)
+        found = waits(rtt[rtt["path"] == path])
+        values = found[np.isfinite(found)]
         if len(values):
-            lines.append(Line(PATH_NAMES[path], colour, values, noise=path == LOOPBACK))
+            lost = len(found) - len(values)
+            lines.append(Line(PATH_NAMES[path], colour, values, noise=path == LOOPBACK, lost=lost))
     return lines
 
 
@@ -257,9 +260,10 @@ def _summary_table(run: Run, table: pd.DataFrame) -> str:
     note = (
         '<p class="note">TCP: from SYN to SYN-ACK as the kernel measures it. UDP and ICMP: from the send '
         "call to the kernel&rsquo;s receive timestamp. Kernel to kernel: median from transmit to receive "
-        "timestamp. The interval is a bootstrap of the median. ≈: nearer to the noise floor than five "
-        "of it, or taken "
-        "on an overloaded machine; point at it for the reason.</p>"
+        "timestamp. What failed counts as infinitely late: a quantile that falls on it is <i>lost</i>. The "
+        "interval is a bootstrap of the median: of blocks of neighbours, as these are alike, or of whole "
+        "repetitions. ≈: nearer to the noise floor than five of it, or taken on an overloaded machine; "
+        "point at it for the reason.</p>"
     )
     return f"<h2>Figures</h2>{note}{_card(_table(heads, rows))}"
 

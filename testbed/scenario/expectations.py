@@ -111,6 +111,8 @@ def _shown(value: float, unit: str) -> str:
     match unit:
         case "share":
             return f"{value * 100:.3g} %"
+        case "time" if math.isinf(value):
+            return "lost"
         case "time":
             scale, name = next(
                 ((scale, name) for scale, name in ((1.0, "s"), (1e-3, "ms")) if value >= scale), (1e-6, "µs")

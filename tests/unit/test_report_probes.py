@@ -69,6 +69,23 @@ def test_a_figure_near_the_floor_or_taken_under_overload_is_marked_with_the_reas
     assert "the CPUs were 99% busy" in probes(run_of([*samples, *low], [busy]))
 
 
+def test_how_many_were_sent_late_and_what_p99_falls_on_is_told() -> None:
+    samples = [sample(n, late=1e-3 if n <= 3 else 0.0) for n in range(1, 99)] + [lost(99), lost(100)]
+    shown = probes(run_of(samples))
+    assert "3<br><small>3.00%</small>" in shown
+    assert ">lost</td>" in shown
+    assert "infinitely late" in shown
+
+
+def test_what_was_lost_keeps_a_curve_below_all() -> None:
+    whole, half = (
+        probes(run_of([sample(n) for n in range(1, 50)] + [lost(n) for n in lost_ones]))
+        for lost_ones in ((), range(50, 99))
+    )
+    assert ", 49 lost" in half
+    assert " lost" not in whole.split("<table")[0]
+
+
 def test_what_makes_a_machine_overloaded() -> None:
     assert overloaded({"busy": 0.5, "steal": 0.1}) == "10% of the CPU time was stolen by the host"
     assert overloaded({"busy": 0.96, "steal": 0.0}) == "the CPUs were 96% busy"
