@@ -23,6 +23,10 @@ from testbed.report.svg import duration
 BINS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 """Seconds that one bar may stand for."""
 _MOST_BARS = 130
+_GAP = 0.5
+"""Seconds without any success over which curves are not joined."""
+_CHARACTER = 6.0
+"""Width of one in a label."""
 WIDTH, LEFT = 1080.0, 62.0
 MARKS = {
     "rollout begun": "rollout begins",
@@ -189,13 +193,13 @@ def timeline(load: Load) -> str:
     bars, times, strip = (26.0, 116.0), (136.0, 276.0), (294.0, 294.0 + max(14.0, 5.0 * lanes))
     parts = [*_drawn_bands(load, scale, (bars[0] - 14, strip[1]))]
     parts += [*_bars(load, scale, bars), *_times(load, scale, times), *_programmed(load, scale, strip)]
-    last = -1e9
+    free = -1e9
     for second, words in load.marks:
         x = min(scale(second), scale.end)
         tip = svg.title(f"{words}, {second:.2f} s")
         parts.append(svg.element("line", tip, x1=x, x2=x, y1=bars[0] - 12, y2=strip[1], class_="mark"))
-        if x - last > 6.0 * len(words):
-            last = x
+        if x >= free:  # a label that would run into the one before is left out
+            free = x + _CHARACTER * len(words) + 8
             parts.append(svg.text(x + 4, bars[0] - 6, words, class_="tick"))
     parts += svg.linear_axis(scale, bars[0], strip[1], "seconds since the load began")
     return svg.figure(WIDTH, strip[1] + 44, parts, f"connections over time: {load.name}")
@@ -251,10 +255,16 @@ def _times(load: Load, scale: svg.LinearScale, place: tuple[float, float]) -> It
         yield svg.element("line", x1=LEFT, x2=scale.end, y1=up(tick), y2=up(tick), class_="grid")
         yield svg.text(LEFT - 7, up(tick) + 4, svg.tick_label(tick), class_="tick", text_anchor="end")
     for colour, (name, values) in zip(RUNS, lines.items(), strict=False):
-        points = [(scale((int(str(at)) + 0.5) * load.bin), up(float(value))) for at, value in values.items()]
         about = svg.title(f"{name}: up to {duration(float(values.max()))}")
-        d = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-        yield svg.element("path", about, d=d, class_="curve", stroke=colour)
+        d, before = "", None
+        for bar, value in values.items():
+            number = int(str(bar))
+            x, y = scale((number + 0.5) * load.bin), up(float(value))
+            # Where nothing succeeded for a while there is nothing to join.
+            joined = before is not None and (number - before) * load.bin <= max(_GAP, load.bin)
+            d += f"{'L' if joined else 'M'}{x:.1f} {y:.1f}{'' if joined else 'h0'}"
+            before = number
+        yield svg.element("path", about, d=d, class_="curve", stroke=colour, stroke_linecap="round")
 
 
 def _at(share: float) -> Callable[[Any], float]:

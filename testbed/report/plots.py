@@ -57,15 +57,15 @@ def ecdf(
         parts.append(svg.element("line", x1=left, x2=width - 12, y1=y, y2=y, class_="grid"))
         parts.append(svg.text(left - 7, y + 4, f"{share:.0%}", class_="tick", text_anchor="end"))
     for line in lines:
-        quantiles = np.linspace(0, 1, min(_MOST_POINTS, len(line.values)))
-        answered = len(line.values) / (len(line.values) + line.lost)
-        points = [
-            (min(scale(float(value)), scale.end), bottom - float(share) * answered * (bottom - top))
-            for share, value in zip(quantiles, np.quantile(line.values, quantiles), strict=True)
-        ]
+        ordered, total = np.sort(line.values), len(line.values) + line.lost
+        places = np.unique(np.linspace(0, len(ordered) - 1, min(_MOST_POINTS, len(ordered))).astype(int))
+        # Up by steps, one at each value: between two of them nobody was answered.
+        d = f"M{scale(float(ordered[0])):.1f} {bottom:.1f}"
+        for place in places:
+            x, share = min(scale(float(ordered[place])), scale.end), (place + 1) / total
+            d += f"H{x:.1f}V{bottom - share * (bottom - top):.1f}"
         lost = f", {line.lost:,} lost" if line.lost else ""
         about = svg.title(f"{line.name}: median {svg.duration(line.median())}{lost}")
-        d = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
         parts.append(
             svg.element(
                 "path",

@@ -123,6 +123,33 @@ def test_the_drawing_is_well_formed_and_counts_every_connection(folder: Path) ->
     assert any("modified EndpointSlice web-x, 400 ms" in tip for tip in tips)
 
 
+def test_curves_are_not_joined_where_nothing_succeeded(tmp_path: Path) -> None:
+    samples = [make_ask(number, failed=30 <= number < 60) for number in range(100)]
+    (load,) = loads(Run(tmp_path, frame_of(samples), {}, EVENTS[:1], []))
+    drawn = ElementTree.fromstring(timeline(load))  # noqa: S314
+    curves = [one.get("d", "") for one in drawn.iter("path") if one.get("class") == "curve"]
+    assert [curve.count("M") for curve in curves] == [2, 2]
+
+
+def test_labels_that_would_run_into_each_other_are_left_out(tmp_path: Path) -> None:
+    events = [
+        EVENTS[0],
+        Event(1.0, START + 4.0, "applying", {"files": ["a-policy-with-a-long-name.yaml"]}),
+        Event(1.0, START + 4.5, "deleting", {"files": ["b.yaml"]}),
+        Event(1.0, START + 9.0, "deleting", {"files": ["c.yaml"]}),
+    ]
+    (load,) = loads(Run(tmp_path, frame_of([make_ask(number) for number in range(100)]), {}, events, []))
+    drawn = timeline(load)
+    assert [
+        f">{words}</text>" in drawn for words in ("apply a-policy-with-a-long-name", "delete b", "delete c")
+    ] == [
+        True,
+        False,
+        True,
+    ]
+    assert drawn.count('class="mark"') == 3
+
+
 def test_the_report_says_what_failed_and_why(folder: Path) -> None:
     write_report([folder], folder / "report.html")
     text = (folder / "report.html").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,8 @@ def test_what_was_lost_keeps_a_curve_below_all() -> None:
     )
     assert ", 49 lost" in half
     assert " lost" not in whole.split("<table")[0]
+    tops = [min(map(float, re.findall(r"V([0-9.]+)", shown))) for shown in (whole, half)]
+    assert tops == [10.0, 10.0 + (286.0 - 10.0) / 2], "half of them at half the height"
 
 
 def test_what_makes_a_machine_overloaded() -> None:
