@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
@@ -16,7 +17,7 @@ from testbed.cells import is_campaign, read_campaign
 from testbed.measure.frames import summary, waits
 from testbed.records import LOOPBACK, Expectation, Run, read_run
 from testbed.report.campaign import campaign
-from testbed.report.colours import PATH_NAMES, PATHS, SIGNS, VERDICTS
+from testbed.report.colours import PATH_NAMES, PATHS, RUNS, SIGNS, VERDICTS
 from testbed.report.commands import commands
 from testbed.report.comparison import comparison
 from testbed.report.heatmap import heatmap
@@ -202,10 +203,34 @@ def lines_by_path(samples: pd.DataFrame) -> list[Line]:
     return lines
 
 
+def lines_by_variant(samples: pd.DataFrame) -> dict[str, list[Line]]:
+    """The ways of the round-trip samples, each with a line per variant; without the noise floor."""
+    found: dict[str, list[Line]] = {}
+    variants = list(dict.fromkeys(map(str, samples["variant"])))
+    for number, variant in enumerate(variants):
+        for line in lines_by_path(samples[samples["variant"] == variant]):
+            if not line.noise:
+                colour, dash = RUNS[number % len(RUNS)], "5 3" if number >= len(RUNS) else None
+                of_variant = replace(line, name=variant, colour=colour, dash=dash)
+                found.setdefault(line.name, []).append(of_variant)
+    return found
+
+
 def _distributions(samples: pd.DataFrame) -> str:
     lines = lines_by_path(samples)
     if not lines:
         return ""
+    if samples.loc[samples["kind"] == "rtt", "variant"].nunique() > 1:
+        by_way = lines_by_variant(samples[samples["kind"] == "rtt"])
+        names = {line.name: line.colour for of_way in by_way.values() for line in of_way}
+        cards = (_card(f"<h3>{escape(way)}</h3>{ecdf(of_way)}") for way, of_way in by_way.items())
+        return (
+            "<h2>How long a round trip takes</h2>"
+            '<p class="note">ICMP echoes, timed from the send call to the kernel&rsquo;s receive timestamp, '
+            "as ping does: for each way the share answered within a time, a line per variant. Their noise "
+            "floors stand in the table of figures.</p>"
+            f'{legend(names)}<div class="grid2">{"".join(cards)}</div>'
+        )
     names = {line.name: line.colour for line in lines}
     return (
         "<h2>How long a round trip takes</h2>"

@@ -191,7 +191,8 @@ def timeline(load: Load) -> str:
     scale = svg.LinearScale(0.0, max(load.seconds, load.bin), LEFT, WIDTH - 12)
     lanes = _lanes(load.programmed)
     bars, times, strip = (26.0, 116.0), (136.0, 276.0), (294.0, 294.0 + max(14.0, 5.0 * lanes))
-    parts = [*_drawn_bands(load, scale, (bars[0] - 14, strip[1]))]
+    parts = svg.linear_axis(scale, bars[0], strip[1], "seconds since the load began")
+    parts += _drawn_bands(load, scale, (bars[0] - 14, strip[1]))
     parts += [*_bars(load, scale, bars), *_times(load, scale, times), *_programmed(load, scale, strip)]
     free = -1e9
     for second, words in load.marks:
@@ -201,7 +202,6 @@ def timeline(load: Load) -> str:
         if x >= free:  # a label that would run into the one before is left out
             free = x + _CHARACTER * len(words) + 8
             parts.append(svg.text(x + 4, bars[0] - 6, words, class_="tick"))
-    parts += svg.linear_axis(scale, bars[0], strip[1], "seconds since the load began")
     return svg.figure(WIDTH, strip[1] + 44, parts, f"connections over time: {load.name}")
 
 
