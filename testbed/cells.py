@@ -86,9 +86,13 @@ class PlanRecord(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
 
 
+NEVER: Final = 1e9
+"""The ratio of what was not answered any more, or not often enough for a median: JSON has no infinity."""
+
+
 class Slowdown(msgspec.Struct, frozen=True, kw_only=True):
     """What running beside others does to one figure. together: per cell, its median to that of the cell
-    alone; apart: the larger to the smaller median of the two runs alone."""
+    alone, or NEVER; apart: the larger to the smaller median of the two runs alone."""
 
     figure: str
     together: tuple[float, ...]
@@ -132,13 +136,22 @@ class Disturbance(msgspec.Struct, frozen=True, kw_only=True):
                 f"{self.workers} cells at once disturb each other"
             )
         ratios = [ratio for one in self.figures for ratio in one.together]
+        quarter = (
+            "figures is not answered any more"
+            if self.slower >= NEVER
+            else f"medians changes by {_change(self.slower)} or more"
+        )
         said = (
-            f"with {self.workers} cells at once a quarter of the medians changes by {self.slower - 1:+.1%} "
-            f"or more ({len(self.figures)} figures, from {min(ratios) - 1:+.1%} to {max(ratios) - 1:+.1%}; "
+            f"with {self.workers} cells at once a quarter of the {quarter} "
+            f"({len(self.figures)} figures, from {_change(min(ratios))} to {_change(max(ratios))}; "
             f"two runs alone: {self.apart - 1:.1%} apart; allowed: {self.tolerance:.0%})"
         )
         slow = [one.figure for one in self.figures if self.slow(one)]
         return said + (f"; slower than allowed in every cell: {'; '.join(slow)}" if slow else "")
+
+
+def _change(ratio: float) -> str:
+    return "no answer" if ratio >= NEVER else f"{ratio - 1:+.1%}"
 
 
 class CampaignRun(msgspec.Struct, frozen=True):

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from testbed.cells import Disturbance, Slowdown
+from testbed.cells import NEVER, Disturbance, Slowdown
 from testbed.quantiles import quantile
 from testbed.records import FIGURE
 
@@ -47,16 +47,15 @@ def measure(
 def compare(
     before: pd.DataFrame, together: Sequence[pd.DataFrame], after: pd.DataFrame
 ) -> tuple[Slowdown, ...]:
-    """What became of each figure that has enough samples alone and in a cell at once."""
+    """What became of each figure that has enough samples in both runs alone."""
     first, second = medians(before), medians(after)
     crowd = [medians(frame) for frame in together]
     found = []
     for key in first:
-        at_once = [cell[key] for cell in crowd if key in cell]
-        if key in second and at_once:
+        if key in second:
             alone = math.sqrt(first[key] * second[key])
             apart = max(first[key], second[key]) / min(first[key], second[key])
-            ratios = tuple(median / alone for median in at_once)
+            ratios = tuple(cell[key] / alone if key in cell else NEVER for cell in crowd)
             found.append(Slowdown(figure=_named(key), together=ratios, apart=apart))
     return tuple(found)
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from testbed.cells import REPLICATE, CampaignRun, CellRecord, FactorRecord
+from testbed.cells import NEVER, REPLICATE, CampaignRun, CellRecord, FactorRecord
 from testbed.measure.frames import figures_of, times_of
 from testbed.records import ENVIRONMENT, FIGURE
 from testbed.report.colours import RUNS
@@ -366,7 +366,7 @@ def _beside(run: CampaignRun) -> str:
     rows = [
         [
             escape(one.figure),
-            " ".join(f"{TIMES}{ratio:.3g}" for ratio in one.together),
+            " ".join(f"{TIMES}{ratio:.3g}" if ratio < NEVER else LOST for ratio in one.together),
             f"{TIMES}{one.apart:.3g}",
             '<span class="pill bad">slower</span>' if found.slow(one) else "",
         ]

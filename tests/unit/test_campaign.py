@@ -335,6 +335,16 @@ def test_one_bad_figure_of_many_does_not_decide_and_is_told() -> None:
     assert of_figures(*[(1.3, 1.3)] * 3, *[(1.0, 1.0)] * 5).disturbed, "more than a quarter"
 
 
+def test_what_is_not_answered_any_more_is_disturbed() -> None:
+    def run(at_once: int) -> list[pd.DataFrame]:
+        return [samples(1e-4, 50 if at_once == 1 else 5)] * at_once
+
+    found = disturb.measure(run, 2, 0.1, "m", "c")
+    assert found.disturbed
+    assert "a quarter of the figures is not answered any more (1 figures, from no answer to" in found.told()
+    assert msgspec.json.decode(msgspec.json.encode(found), type=Disturbance) == found
+
+
 def test_a_figure_that_one_cell_alone_is_slower_in_is_not_slower_in_every_cell() -> None:
     found = of_figures((1.0, 5.0))
     assert not found.slow(found.figures[0])
