@@ -124,12 +124,12 @@ def run_campaign(
         if stale := sum(1 for one in before if one.code != code_version()):
             report(f"{stale} cells were measured by other code: they stay, and are no part of this campaign")
         runner = _Runner(campaign, folder, left, _estimator(folder, out, campaign), report)
-        notes: list[str] = []
+        marks: list[str] = []
         try:
             if scheduler is None:
-                workers = at_once(workers, left)
-                notes += runner.check_room(workers, disturbed)
-                runner.take(runner.locally(workers, notes), workers)
+                room = at_once(workers, left)
+                marks += runner.check_room(room, disturbed)
+                runner.take(runner.locally(room, marks), room)
             else:
                 from testbed.campaign.remote import Cluster
 
@@ -137,7 +137,9 @@ def run_campaign(
                     workers = machines.workers
                     runner.take(machines.run(left, folder.work("remote")), workers)
         finally:
-            record = _plan_record(campaign, requests, workers, notes)
+            # What was noted of the cells that are done already is still so.
+            noted = folder.notes(code_version()) if before else ()
+            record = _plan_record(campaign, requests, workers, list(dict.fromkeys([*noted, *marks])))
             folder.write_plan(record)
             folder.publish(record)
         return Ended(folder.path, len(requests), runner.ran, read_cells(folder.path, record.cells))

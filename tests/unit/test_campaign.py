@@ -392,6 +392,10 @@ def run_with(folder: Path, monkeypatch: pytest.MonkeyPatch, left: int, available
     with opened(out / "it") as kept:
         for request in requests[left:]:
             kept.keep(run_one(request, kept.work(request.address)))
+        if left < len(requests):
+            kept.write_plan(
+                msgspec.structs.replace(planned(), code=bundle.code_version(), notes=("so it was",))
+            )
     monkeypatch.setattr(run, "execute", run_one)
     monkeypatch.setattr(run.disturb, "measure", undisturbed)
     monkeypatch.setattr(run, "_available_memory", lambda: available)
@@ -402,6 +406,7 @@ def test_a_resumed_campaign_asks_for_no_more_memory_than_what_is_left_can_take(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run_with(tmp_path / "none", monkeypatch, 0, 0, workers=4) == 0
+    assert read_campaign(tmp_path / "none/results/it").plan.notes == ("so it was",)
     assert run_with(tmp_path / "one", monkeypatch, 1, 600 << 20, workers=4) == 1
     assert run_with(tmp_path / "two", monkeypatch, 2, 1100 << 20, workers=4) == 2
     with pytest.raises(MissingCapability, match="2 cells of up to 512 MiB do not fit into 600 MiB"):
