@@ -15,9 +15,9 @@ from testbed.scenario.run import run_scenario
 
 SCENARIOS = Path(__file__).parents[2] / "scenarios"
 QUICK = frozenset(
-    {"article", "first-packet", "hairpin-and-snat", "mtu", "pod-network", "store", "topology-aware"}
+    {"article", "dns", "first-packet", "hairpin-and-snat", "mtu", "pod-network", "topology-aware"}
 )
-"""At most 15 s."""
+"""About 15 s at most, on a busy machine with two CPUs."""
 FAULTS = {
     "cni-compare": ["node-crash"] * 7,
     "conntrack-exhaustion": ["conntrack-full"],
