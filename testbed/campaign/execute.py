@@ -96,7 +96,7 @@ def execute(
     folder = work / result.folder if result.folder else work / FAILED
     folder.mkdir(exist_ok=True)
     shutil.copyfile(work / LOG, folder / LOG)
-    return _told(record, folder)
+    return told(record, folder)
 
 
 def lost(request: Request, work: Path, error: str, *, machine: str = "") -> Executed:
@@ -104,7 +104,7 @@ def lost(request: Request, work: Path, error: str, *, machine: str = "") -> Exec
     folder = work / FAILED
     folder.mkdir(parents=True, exist_ok=True)
     code = TestbedError.exit_code
-    return _told(_record(request, outcome="failed", error=error, machine=machine, exit_code=code), folder)
+    return told(_record(request, outcome="failed", error=error, machine=machine, exit_code=code), folder)
 
 
 _ASKED: Final = ("address", "campaign", "levels", "replicate", "position", "seed", "code")
@@ -117,7 +117,8 @@ def _record(request: Request, **what_became: Any) -> CellRecord:
     return CellRecord(**asked, **what_became)
 
 
-def _told(record: CellRecord, folder: Path) -> Executed:
+def told(record: CellRecord, folder: Path) -> Executed:
+    """The cell with its record written into its folder."""
     (folder / CELL).write_bytes(msgspec.json.format(msgspec.json.encode(record)) + b"\n")
     return Executed(record, folder)
 
