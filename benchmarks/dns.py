@@ -28,6 +28,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from testbed import Cluster
+from testbed.quantiles import quantile
 
 SPEC = """\
 apiVersion: testbed/v1
@@ -161,10 +162,6 @@ def show(parts: dict[str, dict[str, Any]]) -> None:
         print(f"  {'ok' if met(part) else 'MISSED'}")
 
 
-def quantile(values: list[float], share: float) -> float:
-    return sorted(values)[round(share * (len(values) - 1))] if values else float("nan")
-
-
 Change = tuple[Callable[[], object], str, str, str]
 """What to write; then the name, type and part of the answer by which it is seen."""
 
@@ -294,8 +291,8 @@ class Bench:
         return {
             "changes": written,
             "unseen": written - len(times),
-            **{f"seen_{name}": quantile(times, share) for name, share in QUANTILES.items()},
-            **{f"told_{name}": quantile(told, share) for name, share in QUANTILES.items()},
+            **{f"seen_{name}": quantile(sorted(times), share) for name, share in QUANTILES.items()},
+            **{f"told_{name}": quantile(sorted(told), share) for name, share in QUANTILES.items()},
             "sent": sent,
             "rate": sent / self.seconds,
             "lost": sum(one["lost"] for one in answers),

@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from testbed import Cluster
 from testbed.measure import metrics
 from testbed.measure.machine import Machine
+from testbed.quantiles import quantile
 from testbed.records import Sample, probe_samples
 
 SPEC = """\
@@ -162,8 +163,7 @@ def against(
 
 
 def figure(blocks: Sequence[Block], share: float) -> float:
-    values = sorted(value for block in blocks for value in block)
-    return values[round(share * (len(values) - 1))]
+    return quantile(sorted(value for block in blocks for value in block), share)
 
 
 # --- paths and rates --------------------------------------------------------------------------------------
@@ -207,12 +207,13 @@ def path(cluster: Cluster, args: argparse.Namespace) -> bool:
 def rate(cluster: Cluster, args: argparse.Namespace) -> bool:
     machine = Machine()
     samples = probe(cluster, "udp", {"pod": "near"}, rate=20_000, seconds=10, timeout=2)
-    late = metrics.late(samples)
+    late, count = metrics.late(samples), metrics.sent_late(samples)
     behind = sorted(one.late or 0.0 for one in samples)
     began = [one.at for one in samples if one.at is not None]
     sustained = (len(began) - 1) / (began[-1] - began[0])
     print(
-        f"rate: {len(samples):,} sent, {sustained:,.0f} a second; {late:.2%} more than 100 µs late, "
+        f"rate: {len(samples):,} sent, {sustained:,.0f} a second; "
+        f"{count:,} ({late:.2%}) more than 100 µs late, "
         f"median {behind[len(behind) // 2] * 1e6:.1f} µs, at most {behind[-1] * 1e3:.1f} ms; "
         f"{metrics.loss(samples):.1%} not answered: {'met' if late < 0.01 else 'NOT MET'}",
         flush=True,

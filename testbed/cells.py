@@ -16,7 +16,9 @@ import msgspec
 from testbed.errors import InputError
 
 PLAN, CELLS, CELL, DATA = "campaign.json", "cells.parquet", "cell.json", "samples"
-"""Files of a campaign's folder: what it is, a row per cell, a cell's record, the data set of all samples."""
+DISTURBANCE = "disturbance.json"
+"""Files of a campaign's folder: what it is, a row per cell, a cell's record, the data set of all samples,
+what cells at once do to each other."""
 
 DONE, FAILED = "cells", "failed"
 """Folders in it: a folder per cell that ran to its end, and per cell that did not."""
@@ -84,12 +86,81 @@ class PlanRecord(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
 
 
+NEVER: Final = 1e9
+"""The ratio of what was not answered any more, or not often enough for a median: JSON has no infinity."""
+
+
+class Slowdown(msgspec.Struct, frozen=True, kw_only=True):
+    """What running beside others does to one figure. together: per cell, its median to that of the cell
+    alone, or NEVER; apart: the larger to the smaller median of the two runs alone."""
+
+    figure: str
+    together: tuple[float, ...]
+    apart: float
+
+
+class Disturbance(msgspec.Struct, frozen=True, kw_only=True):
+    """What cells at once do to each other: ``disturbance.json``. workers: how many at once; tolerance: a
+    share. slower, apart: upper quartiles of ``together`` over all figures and cells, of ``apart`` over all
+    figures; 1 where no figure had samples enough."""
+
+    machine: str
+    code: str
+    workers: int
+    tolerance: float
+    figures: tuple[Slowdown, ...] = ()
+    slower: float = 1.0
+    apart: float = 1.0
+
+    @property
+    def known(self) -> bool:
+        """Whether there was a figure to tell by."""
+        return bool(self.figures)
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether cells disturb each other: a quarter of all figures and cells is slower than is allowed, and
+        than two runs alone differ by."""
+        return self.known and self.slower > max(1 + self.tolerance, self.apart)
+
+    def slow(self, one: Slowdown) -> bool:
+        """Whether a figure by itself is slower than is allowed, in every cell, and than two runs alone differ
+        by."""
+        return min(one.together) > max(1 + self.tolerance, one.apart)
+
+    def told(self) -> str:
+        """It in words."""
+        if not self.known:
+            return (
+                "no figure has samples enough: not known whether "
+                f"{self.workers} cells at once disturb each other"
+            )
+        ratios = [ratio for one in self.figures for ratio in one.together]
+        quarter = (
+            "figures is not answered any more"
+            if self.slower >= NEVER
+            else f"medians changes by {_change(self.slower)} or more"
+        )
+        said = (
+            f"with {self.workers} cells at once a quarter of the {quarter} "
+            f"({len(self.figures)} figures, from {_change(min(ratios))} to {_change(max(ratios))}; "
+            f"two runs alone: {self.apart - 1:.1%} apart; allowed: {self.tolerance:.0%})"
+        )
+        slow = [one.figure for one in self.figures if self.slow(one)]
+        return said + (f"; slower than allowed in every cell: {'; '.join(slow)}" if slow else "")
+
+
+def _change(ratio: float) -> str:
+    return "no answer" if ratio >= NEVER else f"{ratio - 1:+.1%}"
+
+
 class CampaignRun(msgspec.Struct, frozen=True):
     """A campaign's folder read back."""
 
     folder: Path
     plan: PlanRecord
     cells: list[CellRecord]
+    disturbance: Disturbance | None = None
 
     def run_folder(self, cell: CellRecord) -> Path:
         """Where a cell's own run folder is."""
@@ -120,8 +191,24 @@ def read_campaign(folder: Path) -> CampaignRun:
         plan = msgspec.json.decode((folder / PLAN).read_bytes(), type=PlanRecord)
     except (OSError, msgspec.DecodeError) as error:
         raise InputError(f"{folder} is no campaign folder: {error}") from error
-    cells = read_cells(folder, plan.cells)
-    return CampaignRun(folder, plan, cells)
+    known = read_disturbance(folder)
+    return CampaignRun(
+        folder,
+        plan,
+        read_cells(folder, plan.cells),
+        known if known is not None and known.code == plan.code else None,
+    )
+
+
+def read_disturbance(folder: Path) -> Disturbance | None:
+    """What was found of cells at once; None where nothing was, or not by this version. Raises InputError."""
+    path = folder / DISTURBANCE
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Disturbance)
+    except FileNotFoundError:
+        return None
+    except msgspec.DecodeError as error:
+        raise InputError(f"{path} tells of no disturbance: {error}") from error
 
 
 def read_cells(folder: Path, addresses: Sequence[str]) -> list[CellRecord]:

@@ -21,6 +21,10 @@ import msgspec
 if TYPE_CHECKING:
     import pandas as pd
 
+FIGURE: Final = ("variant", "step", "kind", "protocol", "path")
+"""The columns of samples that tell one figure from another: what one step measured over one protocol and
+way."""
+
 LOOPBACK: Final = "loopback"
 """The ``path`` of samples that are the machine's noise floor."""
 
@@ -131,8 +135,7 @@ def ask_samples(step: str, askers: Sequence[Mapping[str, Any]], answer: Mapping[
             reason=reason,
             reporter=reporter,
             answer=said[:MOST_OF_AN_ANSWER],
-            # Where there was nothing to say, the kernel's own measure is the better one of the same thing.
-            seconds=handshake or seconds if askers[question]["protocol"] == "tcp" else seconds,
+            seconds=_took(verdict, askers[question]["protocol"], seconds, handshake),
             seconds_kernel=handshake,
             **askers[question],
         )
@@ -140,6 +143,14 @@ def ask_samples(step: str, askers: Sequence[Mapping[str, Any]], answer: Mapping[
             rows, 1
         )
     ]
+
+
+def _took(verdict: str, protocol: str, seconds: float | None, handshake: float | None) -> float | None:
+    """How long a conversation took; None of one that failed, though that takes its time, too."""
+    if verdict != "ok":
+        return None
+    # Where there was nothing to say, the kernel's own measure is the better one of the same thing.
+    return handshake or seconds if protocol == "tcp" else seconds
 
 
 def probe_samples(

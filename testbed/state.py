@@ -21,6 +21,11 @@ NODE = "node"
 """The name of a node's own netns where a change says which netns it is for; a pod's is its uid."""
 
 
+MADE_ALONE = ("veth", "bridge", "vxlan", "ipip", "dummy", "ifb")
+"""Kinds of links that a change of a netns makes and deletes, a veth with its other end; the others come with
+pods, as a veth's other end, or with the fabric."""
+
+
 class Vxlan(msgspec.Struct, frozen=True, omit_defaults=True):
     """The attributes of a vxlan link: network id, UDP port, underlay device and address, learning; df: that
     the outer packets may not be fragmented; checksum: whether they have one of UDP."""

@@ -1,55 +1,28 @@
 """Do cells that run at once disturb each other? Measured: one cell alone, then several at once, then alone
 again.
 
-What two runs alone differ by is chance and the machine's mood; cells disturb each other where together they
-are slower than the tolerance allows, and than that difference explains.
+Each figure of each cell at once is compared with the same figure of the cell alone. What two runs alone
+differ by is chance and the machine's mood. Of many figures the worst is always bad, so it does not decide;
+the upper quartile does (``cells.Disturbance``), and all are kept and shown.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
-import msgspec
+from testbed.cells import NEVER, Disturbance, Slowdown
+from testbed.quantiles import quantile
+from testbed.records import FIGURE
 
 if TYPE_CHECKING:
     import pandas as pd
 
-KEYS: Final = ["variant", "step", "kind", "protocol", "path"]
 LEAST: Final = 20
-"""Samples a figure needs to be compared."""
-
-
-class Disturbance(msgspec.Struct, frozen=True, kw_only=True):
-    """What was found, for ``workers`` cells at once on a machine. slower: the largest ratio of medians,
-    together to alone; apart: that of the two runs alone, for the same figure; figure: which; tolerance: a
-    share.
-    """
-
-    machine: str
-    code: str
-    workers: int
-    tolerance: float
-    figure: str = ""
-    slower: float = 1.0
-    apart: float = 1.0
-
-    @property
-    def known(self) -> bool:
-        """Whether there was a figure to tell by."""
-        return bool(self.figure)
-
-    @property
-    def disturbed(self) -> bool:
-        """Whether cells disturb each other."""
-        return self.slower > 1 + self.tolerance and self.slower > self.apart
-
-    def told(self) -> str:
-        """It in words."""
-        if not self.known:
-            return f"no figure has {LEAST} samples: not known whether {self.workers} cells disturb each other"
-        change = f"{self.figure}: median {self.slower - 1:+.1%} with {self.workers} cells at once"
-        return f"{change} (two runs alone: {self.apart - 1:.1%} apart; allowed: {self.tolerance:.0%})"
+"""Samples a figure needs in a cell to be compared."""
+DECIDING: Final = 0.75
+"""The quantile that decides: a quarter of the figures of cells has to be slower."""
 
 
 def measure(
@@ -59,44 +32,46 @@ def measure(
     before = run(1)
     together = run(workers)
     after = run(1)
-    figure, slower, apart = compare(before[0], together, after[0])
+    figures = compare(before[0], together, after[0])
     return Disturbance(
         machine=machine,
         code=code,
         workers=workers,
         tolerance=tolerance,
-        figure=figure,
-        slower=slower,
-        apart=apart,
+        figures=figures,
+        slower=_upper(ratio for one in figures for ratio in one.together),
+        apart=_upper(one.apart for one in figures),
     )
 
 
 def compare(
     before: pd.DataFrame, together: Sequence[pd.DataFrame], after: pd.DataFrame
-) -> tuple[str, float, float]:
-    """The figure that suffers most beyond what the runs alone differ by: name, ratio together, ratio alone.
-
-    "" where no figure has enough samples.
-    """
-    import pandas as pd
-
-    alone = [_medians(frame) for frame in (before, after)]
-    crowd = _medians(pd.concat(together))
-    worst, found = 0.0, ("", 1.0, 1.0)
-    for key in crowd.index.intersection(alone[0].index).intersection(alone[1].index):
-        first, second = (float(medians[key]) for medians in alone)
-        apart = max(first, second) / min(first, second)
-        slower = float(crowd[key]) / ((first * second) ** 0.5)
-        if slower / apart > worst:
-            worst, found = slower / apart, (_named(key), slower, apart)
-    return found
+) -> tuple[Slowdown, ...]:
+    """What became of each figure that has enough samples in both runs alone."""
+    first, second = medians(before), medians(after)
+    crowd = [medians(frame) for frame in together]
+    found = []
+    for key in first:
+        if key in second:
+            alone = math.sqrt(first[key] * second[key])
+            apart = max(first[key], second[key]) / min(first[key], second[key])
+            ratios = tuple(cell[key] / alone if key in cell else NEVER for cell in crowd)
+            found.append(Slowdown(figure=_named(key), together=ratios, apart=apart))
+    return tuple(found)
 
 
-def _medians(samples: pd.DataFrame) -> pd.Series[float]:
-    timed = samples[samples["seconds"] > 0]
-    grouped = timed.groupby(KEYS, dropna=False)["seconds"]
-    medians: pd.Series[float] = grouped.median()[grouped.size() >= LEAST]
-    return medians
+def medians(samples: pd.DataFrame) -> dict[tuple[str, ...], float]:
+    """The median of each figure of a cell that has LEAST samples or more: seconds, of what was answered."""
+    from testbed.measure.frames import figures_of, times_of
+
+    groups = figures_of(samples).groupby(list(FIGURE), sort=False, dropna=False)
+    times = {tuple(map(str, key)): sorted(times_of(rows)) for key, rows in groups}
+    return {key: quantile(values, 0.5) for key, values in times.items() if len(values) >= LEAST}
+
+
+def _upper(ratios: Iterable[float]) -> float:
+    found = sorted(ratios)
+    return quantile(found, DECIDING) if found else 1.0
 
 
 def _named(key: tuple[str, ...]) -> str:

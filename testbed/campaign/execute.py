@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -23,6 +23,7 @@ from testbed.cells import CELL, FAILED, CellRecord
 from testbed.cluster import statedir
 from testbed.errors import InputError, NotConverged, TestbedError
 from testbed.kernel import process
+from testbed.measure.machine import Machine, overloaded
 
 LOG: Final = "log.txt"
 LOOK_EVERY: Final = 0.1
@@ -33,9 +34,6 @@ MEMORY_EVERY, MEMORY_SHARE = 1.0, 0.01
 
 GONE_WITHIN: Final = 20.0
 """Seconds the kernel may take to end the processes of a cell that is killed."""
-
-BUSY, STEAL = 0.9, 0.05
-"""Shares of the machine's CPU time above which a cell's figures are marked."""
 
 
 @dataclass(frozen=True)
@@ -72,61 +70,55 @@ def execute(
     unpack(request.files, work / INPUT)
     order = Order(request.scenario, list(request.overrides), request.changes, request.seed)
     (work / ORDER).write_bytes(msgspec.json.encode(order))
-    started, before = time.time(), _cpu_times()
+    started, machine = time.time(), Machine()
     watched = _watch(request, work, stop)
-    busy, steal = _shares(before, _cpu_times())
+    usage = machine.since()
     result = _result(work)
     outcome = watched.killed or ("failed" if result.error or not result.folder else _judged(result))
     failed = outcome not in ("met", "unmet")
-    record = CellRecord(
-        address=request.address,
-        campaign=request.campaign,
-        levels=request.levels,
-        replicate=request.replicate,
-        position=request.position,
-        seed=request.seed,
+    doubt = overloaded(usage)
+    record = _record(
+        request,
         outcome=outcome,
-        code=request.code,
         error=_why(request, watched, result, work) if failed else "",
         started=started,
         seconds=watched.seconds,
         memory=watched.memory,
-        busy=busy,
-        steal=steal,
+        busy=usage["busy"],
+        steal=usage["steal"],
         beside=beside,
         machine=socket.gethostname(),
         expectations=result.expectations,
         expectations_met=result.met,
-        marks=(*marks, *_marks(busy, steal)),
+        marks=(*marks, doubt) if doubt else tuple(marks),
         exit_code=result.exit_code or TestbedError.exit_code if failed else result.exit_code,
     )
     folder = work / result.folder if result.folder else work / FAILED
     folder.mkdir(exist_ok=True)
     shutil.copyfile(work / LOG, folder / LOG)
-    return _told(record, folder)
+    return told(record, folder)
 
 
 def lost(request: Request, work: Path, error: str, *, machine: str = "") -> Executed:
     """A cell that ended without a word, as when every machine it was given to died."""
     folder = work / FAILED
     folder.mkdir(parents=True, exist_ok=True)
-    record = CellRecord(
-        address=request.address,
-        campaign=request.campaign,
-        levels=request.levels,
-        replicate=request.replicate,
-        position=request.position,
-        seed=request.seed,
-        outcome="failed",
-        code=request.code,
-        error=error,
-        machine=machine,
-        exit_code=TestbedError.exit_code,
-    )
-    return _told(record, folder)
+    code = TestbedError.exit_code
+    return told(_record(request, outcome="failed", error=error, machine=machine, exit_code=code), folder)
 
 
-def _told(record: CellRecord, folder: Path) -> Executed:
+_ASKED: Final = ("address", "campaign", "levels", "replicate", "position", "seed", "code")
+"""Fields of a request that are those of its record."""
+
+
+def _record(request: Request, **what_became: Any) -> CellRecord:
+    """The record of a request. what_became: the other fields."""
+    asked = {name: getattr(request, name) for name in _ASKED}
+    return CellRecord(**asked, **what_became)
+
+
+def told(record: CellRecord, folder: Path) -> Executed:
+    """The cell with its record written into its folder."""
     (folder / CELL).write_bytes(msgspec.json.format(msgspec.json.encode(record)) + b"\n")
     return Executed(record, folder)
 
@@ -265,24 +257,3 @@ def memory_of(pids: Iterable[int]) -> int:
             continue  # it ended meanwhile, or is another user's
         total += next((int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:")), 0)
     return total << 10
-
-
-def _cpu_times() -> list[int]:
-    """The machine's CPU time so far in ticks, as ``/proc/stat`` has it: user, nice, system, idle, iowait,
-    irq, softirq, steal."""
-    with Path("/proc/stat").open() as file:
-        return [int(field) for field in file.readline().split()[1:9]]
-
-
-def _shares(before: list[int], after: list[int]) -> tuple[float, float]:
-    """The shares of CPU time that were busy, and stolen by the hypervisor."""
-    spent = [late - early for early, late in zip(before, after, strict=True)]
-    total = sum(spent) or 1
-    return 1 - (spent[3] + spent[4]) / total, spent[7] / total
-
-
-def _marks(busy: float, steal: float) -> Iterable[str]:
-    if busy > BUSY:
-        yield f"CPU {busy:.0%} busy"
-    if steal > STEAL:
-        yield f"{steal:.0%} of CPU time stolen"

@@ -19,7 +19,7 @@ from typing import Any, Final, Self
 import msgspec
 
 from testbed.campaign.bundle import Request, code_version, unpack
-from testbed.campaign.execute import Executed, execute, lost
+from testbed.campaign.execute import Executed, execute, lost, told
 from testbed.cells import CELL, read_cell
 from testbed.errors import InputError, Lack, MissingCapability, NotConverged, TestbedError
 from testbed.wait import wait_until
@@ -51,7 +51,8 @@ class Cluster:
         except (OSError, TimeoutError, ValueError) as error:
             raise InputError(f"--scheduler {address}: no dask scheduler answers there: {error}") from error
         self._report = report
-        self._beside: dict[str, int] = {}
+        self._boots: dict[str, str] = {}
+        self._most = Counter[str]()
         self.workers = 0
 
     def __enter__(self) -> Self:
@@ -81,13 +82,21 @@ class Cluster:
         for worker, code in codes.items():
             if code != code_version():
                 raise InputError(f"worker {worker} has testbed {code}, and here is {code_version()}")
-        self._beside = dict(Counter(self._client.run(boot, workers=ours).values()))
         self.workers = len(ours)
-        self._report(f"{len(ours)} workers on {len(self._beside)} machines")
+        self._report(f"{len(ours)} workers on {len(self._company())} machines")
 
     def _ours(self) -> list[str]:
         known: Mapping[str, Any] = self._client.scheduler_info(n_workers=-1)["workers"]
         return [address for address, about in known.items() if about.get("resources", {}).get(RESOURCE)]
+
+    def _company(self) -> Counter[str]:
+        """How many workers each machine has or had at most until now: they come and go, and what died may
+        have disturbed what comes back."""
+        ours = self._ours()
+        if new := [address for address in ours if address not in self._boots]:
+            self._boots |= self._client.run(boot, workers=new, on_error="ignore")
+        self._most |= Counter(self._boots[address] for address in ours if address in self._boots)
+        return self._most
 
     def run(self, requests: Sequence[Request], work: Path) -> Iterator[Executed]:
         """The cells, as they end. work: where they are unpacked. Raises TestbedError if the scheduler
@@ -97,7 +106,6 @@ class Cluster:
             self._client.submit(
                 remote_cell,
                 msgspec.msgpack.encode(request),
-                self._beside,
                 key=f"{request.campaign}-{request.address}-{mark}",
                 resources={RESOURCE: 1},
                 priority=-request.position,
@@ -121,28 +129,37 @@ class Cluster:
         except (CancelledError, self._distributed.CommClosedError) as error:
             raise TestbedError(f"the scheduler went away ({error}); --resume goes on") from error
         shutil.rmtree(work, ignore_errors=True)
-        unpack(msgspec.msgpack.decode(packed, type=dict[str, bytes]), work)
-        return Executed(read_cell(work / CELL), work)
+        returned = msgspec.msgpack.decode(packed, type=Returned)
+        unpack(returned.files, work)
+        record, beside = read_cell(work / CELL), self._company()[returned.boot]
+        if beside > 1:
+            doubt = f"{beside} workers on its machine: not known whether they disturbed it"
+            record = msgspec.structs.replace(record, beside=beside, marks=(doubt, *record.marks))
+        return told(record, work)
 
 
-def remote_cell(encoded: bytes, beside: Mapping[str, int]) -> bytes:
-    """Run a cell on the worker that this is called on; its folder as msgpack of path → content. beside: by
-    machine."""
+class Returned(msgspec.Struct, frozen=True):
+    """A cell that comes back. boot: of the machine it ran on; files: path → content of its folder."""
+
+    boot: str
+    files: dict[str, bytes]
+
+
+def remote_cell(encoded: bytes) -> bytes:
+    """Run a cell on the worker that this is called on; ``Returned`` as msgpack."""
     from distributed import get_worker
 
     request = msgspec.msgpack.decode(encoded, type=Request)
     # dask removes this folder with the worker, and that of a killed one when the next starts.
     work = Path(get_worker().local_directory) / f"{RESOURCE}-{request.address}"
-    workers = beside.get(boot(), 1)
-    marks = [f"{workers} workers on its machine: not known whether they disturbed it"] if workers > 1 else []
     try:
-        executed = execute(request, work, beside=workers, marks=marks)
+        executed = execute(request, work)
     except NotConverged as error:
         raise TestbedError(str(error)) from None  # travels, as the other cannot be unpickled
     else:
         found = sorted(path for path in executed.folder.rglob("*") if path.is_file())
         files = {str(path.relative_to(executed.folder)): path.read_bytes() for path in found}
-        return msgspec.msgpack.encode(files)
+        return msgspec.msgpack.encode(Returned(boot(), files))
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

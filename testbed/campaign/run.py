@@ -18,22 +18,28 @@ import msgspec
 
 from testbed.campaign import disturb
 from testbed.campaign.bundle import Request, bundles, code_version
-from testbed.campaign.disturb import Disturbance
 from testbed.campaign.estimate import NOTHING, Estimator, earlier_runs, spoken
 from testbed.campaign.execute import Executed, execute
 from testbed.campaign.load import Campaign, load_campaign
 from testbed.campaign.plan import Cell, plan
 from testbed.campaign.store import CampaignFolder, opened
-from testbed.cells import CellRecord, FactorRecord, PlanRecord, read_cells
+from testbed.cells import (
+    DISTURBANCE,
+    CellRecord,
+    Disturbance,
+    FactorRecord,
+    PlanRecord,
+    read_cells,
+    read_disturbance,
+)
 from testbed.errors import InputError, Lack, MissingCapability, TestbedError
-from testbed.records import SAMPLES
+from testbed.records import SAMPLES, give_to_user
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Report = Callable[[str], None]
 Disturbed = Literal["refuse", "mark"]
-_DISTURBANCE = "disturbance.json"
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,7 @@ def outlook(path: Path, *, out: Path = Path("results"), workers: int = 1) -> Out
     estimator = _estimator(folder, out, campaign)
     estimates = [estimator.of(cell.levels) for cell in left]
     memory = sorted((one.memory for one in estimates if one.memory), reverse=True)
+    workers = at_once(workers, left)
     return Outlook(
         folder=folder.path,
         cells=left,
@@ -117,11 +124,12 @@ def run_campaign(
         if stale := sum(1 for one in before if one.code != code_version()):
             report(f"{stale} cells were measured by other code: they stay, and are no part of this campaign")
         runner = _Runner(campaign, folder, left, _estimator(folder, out, campaign), report)
-        notes: list[str] = []
+        marks: list[str] = []
         try:
             if scheduler is None:
-                notes += runner.check_room(workers, disturbed)
-                runner.take(runner.locally(workers, notes), workers)
+                room = at_once(workers, left)
+                marks += runner.check_room(room, disturbed)
+                runner.take(runner.locally(room, marks), room)
             else:
                 from testbed.campaign.remote import Cluster
 
@@ -129,10 +137,17 @@ def run_campaign(
                     workers = machines.workers
                     runner.take(machines.run(left, folder.work("remote")), workers)
         finally:
-            record = _plan_record(campaign, requests, workers, notes)
+            # What was noted of the cells that are done already is still so.
+            noted = folder.notes(code_version()) if before else ()
+            record = _plan_record(campaign, requests, workers, list(dict.fromkeys([*noted, *marks])))
             folder.write_plan(record)
             folder.publish(record)
         return Ended(folder.path, len(requests), runner.ran, read_cells(folder.path, record.cells))
+
+
+def at_once(workers: int, left: Sequence[Request | Cell]) -> int:
+    """How many cells run at once: no more than are left, and one worker where none is."""
+    return max(1, min(workers, len(left)))
 
 
 def _estimator(folder: CampaignFolder, out: Path, campaign: Campaign) -> Estimator:
@@ -211,8 +226,10 @@ class _Runner:
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def check_room(self, workers: int, disturbed: Disturbed) -> list[str]:
-        """Whether so many cells at once are possible; the marks that they then get. Raises
-        MissingCapability."""
+        """Whether so many cells at once are possible; the marks that they then get. Where none is left to run
+        nothing is asked for. Raises MissingCapability."""
+        if not self._left:
+            return []
         available = _available_memory()
         if workers * self._campaign.memory > available:
             raise MissingCapability(
@@ -225,7 +242,7 @@ class _Runner:
                     )
                 ]
             )
-        if workers == 1 or len(self._left) < 2:
+        if workers == 1:
             return []
         found = self._disturbance(workers)
         self._report(found.told())
@@ -247,16 +264,17 @@ class _Runner:
 
     def _disturbance(self, workers: int) -> Disturbance:
         """What was found for this machine and code before, or is measured now."""
-        path = self._folder.path / _DISTURBANCE
         machine, code, allowed = socket.gethostname(), code_version(), self._campaign.disturbance
-        if path.is_file():
-            known = msgspec.json.decode(path.read_bytes(), type=Disturbance)
+        known = read_disturbance(self._folder.path)
+        if known is not None:
             of = (known.machine, known.code, known.workers, known.tolerance)
             if of == (machine, code, workers, allowed):
                 return known
         self._report(f"measuring whether {workers} cells at once disturb each other: three times one cell")
         found = disturb.measure(self._trial, workers, allowed, machine, code)
+        path = self._folder.path / DISTURBANCE
         path.write_bytes(msgspec.json.encode(found))
+        give_to_user([path])
         return found
 
     def _trial(self, at_once: int) -> list[pd.DataFrame]:

@@ -59,6 +59,14 @@ class CampaignFolder:
             for path in sorted(self.path.glob(f"{kind}/*/{CELL}")):
                 yield read_cell(path)
 
+    def notes(self, code: str) -> tuple[str, ...]:
+        """What ``campaign.json`` notes of cells that this version of the code measured; () without one."""
+        path = self.path / PLAN
+        if not path.is_file():
+            return ()
+        plan = msgspec.json.decode(path.read_bytes(), type=PlanRecord)
+        return plan.notes if plan.code == code else ()
+
     def write_plan(self, plan: PlanRecord) -> None:
         """Write ``campaign.json``, whole or not at all."""
         draft = self.path / f".{PLAN}"

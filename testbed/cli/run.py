@@ -6,6 +6,7 @@ Exit code 1 where an expectation was not met.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -102,4 +103,6 @@ def _print_summary(summary: Any) -> None:
 
 
 def _microseconds(seconds: float) -> str:
-    return "-" if seconds != seconds else f"{seconds * 1e6:.1f}"
+    if math.isnan(seconds):
+        return "-"
+    return "lost" if math.isinf(seconds) else f"{seconds * 1e6:.1f}"

@@ -24,6 +24,7 @@ from testbed.kernel.sysctl import device as sysctl_device
 from testbed.rules import nft
 from testbed.rules.iptables import is_built_in, is_edited, joined
 from testbed.state import (
+    MADE_ALONE,
     NODE,
     Chain,
     Daemon,
@@ -46,10 +47,6 @@ NFT_PARTS = ("nft_tables", "nft_chains", "nft_sets", "nft_elements")
 
 RULE_PARTS = ("chains", "ipsets", "virtual_servers", "real_servers", *NFT_PARTS)
 """Parts that need no device to be there."""
-
-MADE_ALONE = ("bridge", "vxlan", "ipip", "dummy", "ifb", "veth")
-"""Kinds of devices that a change of a netns makes and deletes; the others come with pods, as a veth's other
-end, or with the fabric."""
 
 
 class Conflict(TestbedError):

@@ -8,8 +8,7 @@ import msgspec
 
 from testbed.faults.model import Ends, EndState, Fault, fault
 from testbed.faults.target import Scene, Target
-from testbed.kernel.apply import MADE_ALONE
-from testbed.state import NetnsState
+from testbed.state import MADE_ALONE, NetnsState
 
 if TYPE_CHECKING:
     from testbed.faults.hands import Hands

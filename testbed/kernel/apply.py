@@ -22,6 +22,7 @@ from testbed.kernel.netlink import Netlink, Request
 from testbed.kernel.nftables import Nftables
 from testbed.rules import ipset, iptables
 from testbed.state import (
+    MADE_ALONE,
     NODE,
     Address,
     Chain,
@@ -86,9 +87,6 @@ def peers(pod: PodState) -> list[str]:
 
 ALREADY_GONE = frozenset({errno.ENODEV, errno.ESRCH, errno.ENOENT, errno.EADDRNOTAVAIL, errno.ENXIO})
 """Errors of a removal that mean it is not there any more, which is what was wanted."""
-
-MADE_ALONE = ("veth", "bridge", "vxlan", "ipip", "dummy", "ifb")
-"""Kinds of devices that a change of a netns makes and deletes; a veth's other end goes along."""
 
 LEAVING_GROUP = 0x7E57
 """The link group that host ends are put into to be deleted in one go."""

@@ -18,11 +18,12 @@ from msgspec.structs import replace
 
 from testbed.errors import KernelRefused, TestbedError
 from testbed.kernel import sysctl
-from testbed.kernel.apply import MADE_ALONE, Failure, Inside, has_gateway, peers
+from testbed.kernel.apply import Failure, Inside, has_gateway, peers
 from testbed.kernel.fakenft import FakeNftables
 from testbed.rules.ipset import named
 from testbed.rules.iptables import BUILT_IN, ChainKey, is_built_in, jump
 from testbed.state import (
+    MADE_ALONE,
     NODE,
     Address,
     Chain,

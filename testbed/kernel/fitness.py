@@ -11,11 +11,11 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import median, quantiles
 
 from testbed.errors import NotConverged, TestbedError
 from testbed.kernel import probe, process, syscalls
 from testbed.kernel.run import run
+from testbed.quantiles import quantile
 
 SLEEPS, SLEEP = 200, 0.001
 ROUND_TRIPS = 1000
@@ -33,8 +33,9 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Of at least two values."""
-        return cls(median(values), quantiles(values, n=100)[98])
+        """Of one value or more."""
+        ordered = sorted(values)
+        return cls(quantile(ordered, 0.5), quantile(ordered, 0.99))
 
 
 def wake_up_delay() -> Spread:

@@ -13,7 +13,9 @@ import numpy as np
 import pandas as pd
 
 from testbed.measure.bootstrap import expanded_tail
-from testbed.records import Sample, reach_samples, rtt_samples
+from testbed.measure.resample import resampled_medians
+from testbed.quantiles import quantile, rank
+from testbed.records import FIGURE, Sample, reach_samples, rtt_samples
 
 _FLOATS: Final = ("at", "seconds", "seconds_kernel", "sent", "received", "late", "bits_per_second")
 SAMPLE_TYPES: Final[dict[str, Any]] = {
@@ -95,24 +97,54 @@ def median_interval(
 ) -> tuple[float, float]:
     """The 95 % bootstrap confidence interval of the median; the same for the same values and seed.
 
-    groups: the repetition of each value; of several, whole repetitions are drawn, as values of one are alike,
-    and the interval is widened for their small number.
+    values: in the order they were taken. Of one repetition blocks of neighbours are drawn, as these are
+    alike: ``measure.resample``. groups: the repetition of each value; of several, whole repetitions are
+    drawn, for the same reason, and the interval is widened for their small number.
     """
     if len(values) == 0:
         return (float("nan"), float("nan"))
     random = np.random.default_rng(seed)
-    size = len(values)
-    rounds = max(100, min(BOOTSTRAP_ROUNDS, 20_000_000 // size))
     kinds = np.unique(groups) if groups is not None else np.array([])
     if len(kinds) > 1:
+        rounds = max(100, min(BOOTSTRAP_ROUNDS, 20_000_000 // len(values)))
         parts = [values[groups == kind] for kind in kinds]
         drawn = (random.integers(0, len(parts), len(parts)) for _ in range(rounds))
-        medians = [np.median(np.concatenate([parts[one] for one in chosen])) for chosen in drawn]
+        medians = np.array([_median(np.concatenate([parts[one] for one in chosen])) for chosen in drawn])
+        tail = expanded_tail(len(kinds))
     else:
-        medians = [np.median(values[random.integers(0, size, size)]) for _ in range(rounds)]
-    tail = expanded_tail(len(kinds)) if len(kinds) > 1 else (1 - CONFIDENCE) / 2
-    low, high = np.quantile(medians, [tail, 1 - tail])
-    return float(low), float(high)
+        medians, tail = resampled_medians(values, BOOTSTRAP_ROUNDS, random), (1 - CONFIDENCE) / 2
+    medians.sort()
+    return quantile(medians, tail), quantile(medians, 1 - tail)
+
+
+def _median(values: np.ndarray[Any, Any]) -> float:
+    place = rank(0.5, len(values))
+    return float(np.partition(values, place)[place])
+
+
+def waits(samples: pd.DataFrame) -> np.ndarray[Any, Any]:
+    """How long each probe took to be answered, in the samples' order; infinity where it failed without any
+    answer. What is no time (a throughput) is left out. The same as ``metrics.waits``."""
+    seconds = samples["seconds"].to_numpy(dtype=float, na_value=np.nan)
+    unanswered = _failed(samples) & np.isnan(seconds)
+    found: np.ndarray[Any, Any] = np.where(unanswered, np.inf, seconds)[timed(samples)]
+    return found
+
+
+def timed(samples: pd.DataFrame) -> np.ndarray[Any, Any]:
+    """Which of the samples ``waits`` tells of."""
+    told: np.ndarray[Any, Any] = samples["seconds"].notna().to_numpy() | _failed(samples)
+    return told
+
+
+def _failed(samples: pd.DataFrame) -> np.ndarray[Any, Any]:
+    failed: np.ndarray[Any, Any] = (samples["verdict"] != "ok").to_numpy(dtype=bool)
+    return failed
+
+
+def repetitions(samples: pd.DataFrame) -> np.ndarray[Any, Any] | None:
+    """The repetition of each of the ``waits``; None in folders written before there were any."""
+    return samples["repetition"].to_numpy()[timed(samples)] if "repetition" in samples else None
 
 
 def figures_of(samples: pd.DataFrame) -> pd.DataFrame:
@@ -137,14 +169,14 @@ def times_of(samples: pd.DataFrame) -> np.ndarray[Any, Any]:
 
 def summary(samples: pd.DataFrame) -> pd.DataFrame:
     """One row per variant, step, kind, protocol and path of ``figures_of``: ``summary.csv``. Times in
-    seconds."""
-    keys = ["variant", "step", "kind", "protocol", "path"]
+    seconds. Quantiles, the maximum too, count what failed as infinitely late; mean and std are of the
+    rest."""
     samples = figures_of(samples)
     rows = [
-        {**dict(zip(keys, group, strict=True)), **_statistics(part)}
-        for group, part in samples.groupby(keys, sort=False, dropna=False)
+        {**dict(zip(FIGURE, group, strict=True)), **_statistics(part)}
+        for group, part in samples.groupby(list(FIGURE), sort=False, dropna=False)
     ]
-    return pd.DataFrame(rows, columns=[*keys, *_STATISTICS])
+    return pd.DataFrame(rows, columns=[*FIGURE, *_STATISTICS])
 
 
 _STATISTICS: Final = (
@@ -165,25 +197,22 @@ _STATISTICS: Final = (
 
 
 def _statistics(part: pd.DataFrame) -> dict[str, float]:
-    values = part["seconds"].dropna().to_numpy(dtype=float)
-    kernel = part["seconds_kernel"].dropna().to_numpy(dtype=float)
+    values = waits(part)
+    answered = values[np.isfinite(values)]
+    kernel = np.sort(part["seconds_kernel"].dropna().to_numpy(dtype=float))
     good = int((part["verdict"] == "ok").sum())
     counts: dict[str, float] = {"probes": len(part), "ok": good, "failed": len(part) - good}
     if len(values) == 0:
         return counts
-    groups = part.loc[part["seconds"].notna(), "repetition"].to_numpy() if "repetition" in part else None
-    low, high = median_interval(values, groups=groups)
-    p95, p99 = np.quantile(values, [0.95, 0.99])
+    low, high = median_interval(values, groups=repetitions(part))
+    shares = {"min": 0.0, "median": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
+    ordered = np.sort(values)
     return {
         **counts,
-        "min": float(values.min()),
-        "median": float(np.median(values)),
+        **{name: quantile(ordered, share) for name, share in shares.items()},
         "median_low": low,
         "median_high": high,
-        "p95": float(p95),
-        "p99": float(p99),
-        "max": float(values.max()),
-        "mean": float(values.mean()),
-        "std": float(values.std(ddof=1)) if len(values) > 1 else 0.0,
-        "kernel_median": float(np.median(kernel)) if len(kernel) else float("nan"),
+        "mean": float(answered.mean()) if len(answered) else float("nan"),
+        "std": float(answered.std(ddof=1)) if len(answered) > 1 else 0.0,
+        "kernel_median": quantile(kernel, 0.5),
     }

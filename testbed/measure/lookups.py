@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import select
 import socket
 import struct
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from testbed.apps.wire import dns
@@ -21,7 +23,7 @@ from testbed.apps.wire import dns
 ETH_P_ALL = 3
 SO_TIMESTAMPNS = 35
 SETTLE_SECONDS = 0.02
-"""How long after a lookup its last messages may still come out of the capture."""
+"""How long after a lookup is waited for answers that the capture has not shown yet; there may be none."""
 DNS_PORT = 53
 UDP = 17
 
@@ -62,9 +64,27 @@ class Watch:
             except dns.Malformed:
                 continue
 
+    def settled(self) -> list[tuple[float, dns.Message]]:
+        """What has come since the last look, once every question in it has its answer or SETTLE_SECONDS are
+        over."""
+        found = list(self.taken())
+        end = time.monotonic() + SETTLE_SECONDS
+        while unanswered(one for _, one in found) and (left := end - time.monotonic()) > 0:
+            select.select([self._sock], [], [], left)
+            found += self.taken()
+        return found
+
     def close(self) -> None:
         """Look no more."""
         self._sock.close()
+
+
+def unanswered(messages: Iterable[dns.Message]) -> bool:
+    """Whether a question has had fewer answers than times it was asked."""
+    open_ = Counter[tuple[int, str, str]]()
+    for one in messages:
+        open_[one.number, one.name, one.type] += -1 if one.answer else 1
+    return any(count > 0 for count in open_.values())
 
 
 def dns_payload(packet: bytes) -> bytes | None:
@@ -94,8 +114,7 @@ def look_up(name: str, watch: Watch) -> dict[str, Any]:
     except socket.gaierror as failure:
         error = str(failure.strerror)
     seconds = time.monotonic() - begun
-    time.sleep(SETTLE_SECONDS)
-    messages = list(watch.taken())
+    messages = watch.settled()
     asked = [(when, one) for when, one in messages if not one.answer]
     said = [(when, one) for when, one in messages if one.answer]
     return {
@@ -123,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for name in args.names:
                 print(json.dumps(look_up(name, watch)), flush=True)
                 if args.interval:
-                    time.sleep(args.interval)
+                    time.sleep(args.interval)  # the distance that was asked for: nothing is waited for
     finally:
         watch.close()
     return 0

@@ -11,11 +11,18 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from testbed import quantiles
 from testbed.measure.balance import evenness
 from testbed.records import Sample
 
 LATE: Final = 100e-6
 """Seconds after its due time from which on a send counts as late."""
+
+
+def of_figure(sample: Sample) -> bool:
+    """Whether it is part of what its step measured: no warm-up, no noise floor, of a followed packet its
+    whole way and no hop."""
+    return not sample.warm_up and sample.kind != "floor" and not (sample.kind == "path" and sample.order)
 
 
 def lost(samples: Sequence[Sample]) -> int:
@@ -103,18 +110,32 @@ def balance(samples: Sequence[Sample]) -> float:
 
 def late(samples: Sequence[Sample]) -> float:
     """The share of sends that were more than LATE behind their due time; NaN where none had one."""
-    behind = [sample.late for sample in samples if sample.late is not None]
-    return sum(one > LATE for one in behind) / len(behind) if behind else math.nan
+    scheduled = sum(sample.late is not None for sample in samples)
+    return sent_late(samples) / scheduled if scheduled else math.nan
+
+
+def sent_late(samples: Sequence[Sample]) -> int:
+    """How many sends were more than LATE behind their due time."""
+    return sum(sample.late is not None and sample.late > LATE for sample in samples)
+
+
+def waits(samples: Sequence[Sample]) -> list[float]:
+    """How long each probe took to be answered, in seconds; infinity where it failed without any answer. What
+    is no time (a throughput) is left out."""
+    return [
+        math.inf if sample.seconds is None else sample.seconds
+        for sample in samples
+        if sample.seconds is not None or sample.verdict != "ok"
+    ]
 
 
 def quantile(samples: Sequence[Sample], share: float) -> float:
-    """A quantile of ``seconds``, the nearest sample; NaN without any."""
-    times = sorted(sample.seconds for sample in samples if sample.seconds is not None)
-    return times[round(share * (len(times) - 1))] if times else math.nan
+    """A quantile of their ``waits``: infinity where it falls on one that failed; NaN without any."""
+    return quantiles.quantile(sorted(waits(samples)), share)
 
 
 def mean(samples: Sequence[Sample]) -> float:
-    """The mean of ``seconds``; NaN without any."""
+    """The mean of ``seconds``, of those that were answered alone; NaN without any."""
     times = [sample.seconds for sample in samples if sample.seconds is not None]
     return sum(times) / len(times) if times else math.nan
 

@@ -261,6 +261,7 @@ def _run(lines: Sequence[_Line], count: int, interval: float) -> None:
 def _wait(line: _Line, due: float, spin: bool) -> None:
     """Wait for a moment of the monotonic clock, asleep or, like ping, by looking for answers all the time."""
     if not spin:
+        # Until an absolute time: how long a sleep or a send took shifts no later one.
         time.sleep(max(0.0, due - time.monotonic()))
         return
     while time.monotonic() < due:

@@ -88,9 +88,10 @@ class _Captures:
             self.close()
             raise
 
-    def read(self, marks: tuple[bytes, ...] = ()) -> None:
-        """Take what is there; with marks, only what has one of them."""
-        for fd, _ in self._epoll.poll(0, max(1, len(self._socks))):
+    def read(self, marks: tuple[bytes, ...] = (), within: float = 0.0) -> None:
+        """Wait up to so many seconds for something, and take what is there; with marks, only what has one of
+        them."""
+        for fd, _ in self._epoll.poll(within, max(1, len(self._socks))):
             name, sock = self._socks[fd]
             while True:
                 try:
@@ -134,9 +135,8 @@ def follow(message: Trace, namespaces: Namespaces) -> Traced:
             for number in range(message.count):
                 _send(sender, number, captures, message)
             end = time.monotonic() + _SETTLE
-            while time.monotonic() < end:
-                captures.read(sender.marks)
-                time.sleep(0.005)
+            while (left := end - time.monotonic()) > 0:
+                captures.read(sender.marks, left)
             times = [sender.times(number) for number in range(message.count)]
             journeys = [
                 _journey(number, times[number], sender.frames(number, captures.frames), message, offset)
@@ -156,8 +156,7 @@ def _send(sender: _Echoes | _Connects, number: int, captures: _Captures, message
     while not sender.answered(number) and time.monotonic() < due + message.timeout:
         captures.read(sender.marks)
     while (left := due - time.monotonic()) > 0:
-        captures.read(sender.marks)
-        time.sleep(min(0.001, max(0.0, left)))
+        captures.read(sender.marks, left)
 
 
 def _journey(

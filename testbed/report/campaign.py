@@ -14,18 +14,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from testbed.cells import REPLICATE, CampaignRun, CellRecord, FactorRecord
+from testbed.cells import NEVER, REPLICATE, CampaignRun, CellRecord, FactorRecord
 from testbed.measure.frames import figures_of, times_of
-from testbed.records import ENVIRONMENT
+from testbed.records import ENVIRONMENT, FIGURE
 from testbed.report.colours import RUNS
-from testbed.report.effects import NONE, Effect, Measured, effect
+from testbed.report.effects import NONE, Effect, Measured, effect, median
 from testbed.report.grid import Point, Series, panel
 from testbed.report.pieces import card, table
 from testbed.report.plots import legend
 from testbed.report.sides import NOISE, way
-from testbed.report.svg import NOTHING, TIMES, duration
+from testbed.report.svg import LOST, NOTHING, TIMES, duration
 
-KEYS = ["variant", "step", "kind", "protocol", "path"]
 MOST_PANELS = 12
 """Panels drawn per figure."""
 
@@ -33,7 +32,8 @@ MOST_PANELS = 12
 @dataclass(frozen=True)
 class Result:
     """One figure of all cells. title, way: what it is called; medians: a row per cell with a column per
-    factor, ``replicate``, ``median`` (seconds), ``ok`` and ``probes``; times: per cell, in the same order."""
+    factor, ``replicate``, ``median`` (seconds, of what was answered; NaN without any), ``ok`` and ``probes``;
+    times: per cell, in the same order."""
 
     title: str
     way: str
@@ -50,17 +50,17 @@ def results(run: CampaignRun) -> list[Result]:
     samples = figures_of(samples)
     factors = [factor.name for factor in run.plan.factors]
     found = []
-    for key, rows in samples.groupby(KEYS, sort=False, dropna=False):
+    for key, rows in samples.groupby(list(FIGURE), sort=False, dropna=False):
         variant, step, _, protocol, path = (str(part) for part in key)
         listed, times = [], []
         for cell, part in rows.groupby([*factors, REPLICATE], sort=False):
             values = times_of(part)
-            if len(values):
-                ok = int((part["verdict"] == "ok").sum())
-                listed.append((*cell, float(np.median(values)), ok, len(part)))
-                times.append(values)
-        if listed:
-            frame = pd.DataFrame(listed, columns=[*factors, REPLICATE, "median", "ok", "probes"])
+            ok = int((part["verdict"] == "ok").sum())
+            listed.append((*cell, median(values), ok, len(part)))
+            times.append(values)
+        frame = pd.DataFrame(listed, columns=[*factors, REPLICATE, "median", "ok", "probes"])
+        # What has no times and yet did not fail is no figure (a throughput's other rows).
+        if frame["median"].notna().any() or (frame["ok"] < frame["probes"]).any():
             title = f"{variant}: {step}" if variant else step
             found.append(Result(title, way(protocol, path), path in NOISE, frame, times))
     return found
@@ -76,6 +76,7 @@ def campaign(run: CampaignRun) -> str:
         *(_figure(run, one) for one in found if not one.noise),
         _factors(run, [one for one in found if not one.noise]),
         _noise(run, found),
+        _beside(run),
         _not_done(run),
         _cells(run),
         _environment(run),
@@ -153,7 +154,8 @@ def _figure(run: CampaignRun, result: Result) -> str:
     names = [factor.name for factor in run.plan.factors]
     panels = []
     colours = dict(zip(coloured.levels if coloured else ("",), RUNS * 10, strict=False))
-    bounds = (float(result.medians["median"].min()), float(result.medians["median"].max()))
+    known = result.medians["median"].dropna()
+    bounds = (float(known.min()), float(known.max())) if len(known) else None
     every = list(product(*(factor.levels for factor in others)))
     for chosen in every[:MOST_PANELS]:
         part = result.medians
@@ -173,7 +175,7 @@ def _figure(run: CampaignRun, result: Result) -> str:
             ]
             if points:
                 series.append(Series(level or result.title, colour, points))
-        if series:
+        if series and bounds is not None:
             where = ", ".join(f"{factor.name} {level}" for factor, level in zip(others, chosen, strict=True))
             head = f"<h3>{escape(where)}</h3>" if where else ""
             width = 560.0 if len(every) > 1 else 1080.0
@@ -183,8 +185,9 @@ def _figure(run: CampaignRun, result: Result) -> str:
         legend({f"{coloured.name} {level}": colour for level, colour in colours.items()}) if coloured else ""
     )
     note = (
-        '<p class="note">A dot is the median of one cell, a line joins the geometric means over '
-        "replicates. Hollow: the cell is marked as doubtful.</p>"
+        '<p class="note">A dot is the median of one cell, of what was answered in it; a line joins the '
+        "geometric means over replicates. Hollow: the cell is marked as doubtful. A cross at the "
+        "top: nothing was answered in that cell.</p>"
     )
     more = (
         f'<p class="note">{len(every) - MOST_PANELS} panels more are not drawn.</p>'
@@ -203,7 +206,8 @@ _GAP = 'style="margin-top:14px"'
 
 def _told(row: Mapping[Any, Any], names: Sequence[str]) -> str:
     levels = ", ".join(f"{name} {row[name]}" for name in names)
-    return f"{levels}, replicate {row[REPLICATE]}: median {duration(float(row['median']))}"
+    answered = "" if row["ok"] == row["probes"] else f", {row['ok']:,} of {row['probes']:,} ok"
+    return f"{levels}, replicate {row[REPLICATE]}: median {duration(float(row['median']))}{answered}"
 
 
 def _medians(run: CampaignRun, result: Result, along: FactorRecord) -> str:
@@ -218,21 +222,29 @@ def _medians(run: CampaignRun, result: Result, along: FactorRecord) -> str:
             continue
         cells = []
         for level in along.levels:
-            medians = part.loc[part[along.name] == level, "median"].to_numpy(dtype=float)
-            cells.append(_spread(medians))
+            cells.append(spread(part[part[along.name] == level]))
         rows.append([*(escape(level) for level in chosen), *cells])
     heads = [*(factor.name for factor in others), *(f"{along.name} {level}#" for level in along.levels)]
     return table(heads, rows)
 
 
-def _spread(medians: np.ndarray[Any, Any]) -> str:
-    if not len(medians):
+def spread(cells: pd.DataFrame) -> str:
+    """Cells of the same levels as HTML: the geometric mean of their medians, from where to where these go,
+    and how much failed."""
+    if cells.empty:
         return NOTHING
-    middle = duration(float(np.exp(np.log(medians).mean())))
-    if len(medians) == 1:
-        return middle
-    span = f"{duration(float(medians.min()))} … {duration(float(medians.max()))}"
-    return f"{middle}<br><small>{span}, {len(medians)} cells</small>"
+    medians = cells["median"].dropna().to_numpy(dtype=float)
+    shown = duration(float(np.exp(np.log(medians).mean()))) if len(medians) else LOST
+    about = []
+    if len(medians) > 1:
+        about.append(f"{duration(float(medians.min()))} … {duration(float(medians.max()))}")
+    if len(cells) > 1:
+        about.append(f"{len(cells)} cells")
+    if silent := len(cells) - len(medians):
+        about.append(f"{silent} without any answer" if len(cells) > 1 else "no answer")
+    if failed := int((cells["probes"] - cells["ok"]).sum()):
+        about.append(f"{failed:,} of {int(cells['probes'].sum()):,} failed")
+    return f"{shown}<br><small>{', '.join(about)}</small>" if about else shown
 
 
 # --- what a factor does -----------------------------------------------------------------------------------
@@ -254,13 +266,17 @@ def factor_effects(run: CampaignRun, result: Result) -> list[tuple[str, str, str
                 pair = [part[part[factor.name] == one] for one in (first, level)]
                 if any(each.empty for each in pair):
                     continue
-                # What the other factors do is taken out, or it would drown what this one does.
-                centre = float(np.exp(np.log(part["median"].to_numpy(dtype=float)).mean()))
-                for side, count, rows in zip(sides, counts, pair, strict=True):
-                    side += [result.times[place] / centre for place in rows.index]
+                for count, rows in zip(counts, pair, strict=True):
                     count[0] += int(rows["ok"].sum())
                     count[1] += int(rows["probes"].sum())
-            if sides[0]:
+                answered = [rows.dropna(subset=["median"]) for rows in pair]
+                if any(rows.empty for rows in answered):
+                    continue  # judged by what failed: the other's times have nothing to be compared with
+                # What the other factors do is taken out, or it would drown what this one does.
+                centre = float(np.exp(np.log(part["median"].dropna().to_numpy(dtype=float)).mean()))
+                for side, rows in zip(sides, answered, strict=True):
+                    side += [result.times[place] / centre for place in rows.index]
+            if counts[0][1]:
                 before, after = (Measured(side, *count) for side, count in zip(sides, counts, strict=True))
                 listed.append((factor.name, first, level, effect(before, after)))
     return listed
@@ -316,9 +332,11 @@ def _noise(run: CampaignRun, found: Sequence[Result]) -> str:
     position = {(*cell.levels.values(), cell.replicate): cell.position for cell in run.cells}
     names = [factor.name for factor in run.plan.factors]
     points = []
-    for row in floors[0].medians.to_dict("records"):
+    for row in floors[0].medians.dropna(subset=["median"]).to_dict("records"):
         place = position[(*(row[name] for name in names), row[REPLICATE])]
         points.append(Point(place - 1, float(row["median"]), False, _told(row, names)))
+    if not points:
+        return ""
     medians = [point.value for point in points]
     labels = [str(number) for number in range(1, len(run.plan.cells) + 1)]
     numbers = [float(label) for label in labels]
@@ -338,6 +356,26 @@ def _noise(run: CampaignRun, found: Sequence[Result]) -> str:
         "over all levels.</p>"
     )
     return f"<h2>Noise floor</h2>{note}{card(drawn)}"
+
+
+def _beside(run: CampaignRun) -> str:
+    """What running beside others did to each figure; "" where cells ran alone."""
+    found = run.disturbance
+    if found is None:
+        return ""
+    rows = [
+        [
+            escape(one.figure),
+            " ".join(f"{TIMES}{ratio:.3g}" if ratio < NEVER else LOST for ratio in one.together),
+            f"{TIMES}{one.apart:.3g}",
+            '<span class="pill bad">slower</span>' if found.slow(one) else "",
+        ]
+        for one in found.figures
+    ]
+    heads = ["figure", "in each cell, to the cell alone#", "two runs alone apart#", ""]
+    listed = card(table(heads, rows)) if rows else ""
+    said = f'<p class="note">{escape(found.told()[:1].upper() + found.told()[1:])}.</p>'
+    return f"<h2>{found.workers} cells at once</h2>{said}{listed}"
 
 
 def _not_done(run: CampaignRun) -> str:

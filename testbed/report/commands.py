@@ -17,8 +17,11 @@ def commands(events: Iterable[Event]) -> str:
     cards = []
     for number, one in enumerate((event for event in events if event.what == COMMAND), 1):
         detail = one.detail
-        title = escape(str(detail.get("title") or detail["line"]))
+        named = str(detail.get("title") or detail["line"])
+        title = escape(f"{detail['variant']}: {named}" if detail.get("variant") else named)
         say = f'<p class="note">{escape(str(detail["say"]))}</p>' if detail.get("say") else ""
-        shown = f"$ {detail['line']}\n{detail['output']}".rstrip()
-        cards.append(card(f"<h3>{number}. {title}</h3>{say}<pre>{escape(shown)}</pre>"))
+        typed = f'<span class="typed">$ {escape(str(detail["line"]))}</span>'
+        printed = escape(str(detail["output"]).rstrip())
+        shown = f"<pre>{typed}\n{printed}</pre>" if printed else f"<pre>{typed}</pre>"
+        cards.append(card(f"<h3>{number}. {title}</h3>{say}{shown}", 'style="margin-top:14px"'))
     return "<h2>Step by step</h2>" + "".join(cards) if cards else ""

@@ -15,6 +15,8 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from testbed.measure.bootstrap import expanded_tail
+from testbed.measure.resample import resampled_medians
+from testbed.quantiles import quantile
 
 Values = np.ndarray[Any, np.dtype[np.float64]]
 Verdict = Literal["better", "worse", "no difference shown"]
@@ -31,9 +33,15 @@ NEGLIGIBLE: Final = 0.147
 """|Cliff's delta| below which an effect is called negligible: Romano, Kromrey, Coraggio, Skowronek (2006)."""
 
 
+def median(times: Values) -> float:
+    """The median of times in any order; NaN without any."""
+    return quantile(np.sort(times), 0.5)
+
+
 @dataclass(frozen=True)
 class Measured:
-    """One side of a figure. times: seconds, an array per unit; ok, probes: counts over all units."""
+    """One side of a figure. times: seconds, an array per unit, of what was answered; ok, probes: counts over
+    all units, by which what failed is judged."""
 
     times: Sequence[Values]
     ok: int
@@ -48,8 +56,8 @@ class Measured:
     def median(self) -> float:
         """Of the units' medians where they are resampled, else of all times; NaN without any."""
         if len(self.times) >= LEAST_UNITS:
-            return float(np.exp(np.mean([np.log(np.median(unit)) for unit in self.times])))
-        return float(np.median(self.pooled)) if len(self.pooled) else math.nan
+            return float(np.exp(np.mean([np.log(median(unit)) for unit in self.times])))
+        return median(self.pooled)
 
 
 @dataclass(frozen=True)
@@ -125,27 +133,11 @@ def _of_times(median: float, low: float, high: float, delta: float, floor: float
 
 
 def _by_samples(before: Measured, after: Measured, random: np.random.Generator) -> tuple[float, float]:
-    """95 % interval of the ratio of medians by a moving block bootstrap: Künsch (1989)."""
-    sides = []
-    for values in (before.pooled, after.pooled):
-        rounds = max(200, min(ROUNDS, 20_000_000 // len(values)))
-        at_once = max(1, 2_000_000 // len(values))
-        medians = [
-            np.median(values[_blocks(len(values), min(at_once, rounds - begun), random)], axis=1)
-            for begun in range(0, rounds, at_once)
-        ]
-        sides.append(np.concatenate(medians))
+    """95 % interval of the ratio of medians by a moving block bootstrap: ``measure.resample``."""
+    sides = [resampled_medians(values, ROUNDS, random) for values in (before.pooled, after.pooled)]
     rounds = min(len(side) for side in sides)
     low, high = np.quantile(sides[1][:rounds] / sides[0][:rounds], [0.025, 0.975])
     return float(low), float(high)
-
-
-def _blocks(size: int, rounds: int, random: np.random.Generator) -> np.ndarray[Any, Any]:
-    """Indices of resamples, a row each, made of blocks of neighbours, the cube root of the size long."""
-    length = max(1, round(size ** (1 / 3)))
-    starts = random.integers(0, size - length + 1, (rounds, math.ceil(size / length)))
-    indices: np.ndarray[Any, Any] = (starts[..., None] + np.arange(length)).reshape(rounds, -1)[:, :size]
-    return indices
 
 
 def _by_units(before: Measured, after: Measured, random: np.random.Generator) -> tuple[float, float]:
@@ -153,7 +145,7 @@ def _by_units(before: Measured, after: Measured, random: np.random.Generator) ->
     percentiles."""
     sides = []
     for side in (before, after):
-        logs = np.log([np.median(unit) for unit in side.times])
+        logs = np.log([median(unit) for unit in side.times])
         sides.append(logs[random.integers(0, len(logs), (4 * ROUNDS, len(logs)))].mean(axis=1))
     units = min(len(before.times), len(after.times))
     tail = expanded_tail(units)

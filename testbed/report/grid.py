@@ -18,8 +18,8 @@ _WIDE_RANGE = 20.0
 
 @dataclass(frozen=True)
 class Point:
-    """place: of its level along the axis, from 0; value: seconds; doubtful: drawn hollow; told: its
-    tooltip."""
+    """place: of its level along the axis, from 0; value: seconds, NaN: nothing was answered; doubtful: drawn
+    hollow; told: its tooltip."""
 
     place: int
     value: float
@@ -104,6 +104,8 @@ def _drawn(
     parts = []
     by_place: dict[int, list[float]] = {}
     for point in series.points:
+        if math.isnan(point.value):
+            continue
         by_place.setdefault(point.place, []).append(point.value)
     means = [
         (across[place] + shift, scale(float(np.exp(np.log(values).mean()))))
@@ -117,6 +119,12 @@ def _drawn(
                 svg.element("line", x1=x - 8, x2=x + 8, y1=y, y2=y, stroke=series.colour, stroke_width=2.6)
             )
     for point in series.points:
+        if math.isnan(point.value):
+            x, y = across[point.place] + shift, scale.end + 6.0
+            cross = f"M{x - 4:.1f} {y - 4:.1f}l8 8m0 -8l-8 8"
+            told = svg.title(point.told)
+            parts.append(svg.element("path", told, d=cross, stroke=series.colour, stroke_width=2.0))
+            continue
         parts.append(
             svg.element(
                 "circle",

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from testbed.cells import is_campaign, read_campaign
-from testbed.measure.frames import summary
+from testbed.measure.frames import summary, waits
 from testbed.records import LOOPBACK, Expectation, Run, read_run
 from testbed.report.campaign import campaign
-from testbed.report.colours import PATH_NAMES, PATHS, SIGNS, VERDICTS
+from testbed.report.colours import PATH_NAMES, PATHS, RUNS, SIGNS, VERDICTS
 from testbed.report.commands import commands
 from testbed.report.comparison import comparison
 from testbed.report.heatmap import heatmap
@@ -122,9 +124,10 @@ def _tiles(run: Run, table: pd.DataFrame) -> str:
         tiles.append(_tile(share, f"of {len(reach):,} flows answered"))
     tiles += [_tile(big, small) for big, small in load_tiles(run)]
     rtt = table[table["kind"] == "rtt"]
-    for path, colour in PATHS.items():
-        for row in rtt[rtt["path"] == path].to_dict("records"):
-            tiles.append(_tile(duration(row["median"]), f"median, {PATH_NAMES[path]}", "", colour))
+    if rtt["variant"].nunique() < 2:  # those of several are told apart in the table of figures
+        for path, colour in PATHS.items():
+            for row in rtt[rtt["path"] == path].to_dict("records"):
+                tiles.append(_tile(duration(row["median"]), f"median, {PATH_NAMES[path]}", "", colour))
     return f'<section class="tiles">{"".join(tiles)}</section>'
 
 
@@ -189,19 +192,45 @@ def _failures(reach: pd.DataFrame) -> str:
 
 def lines_by_path(samples: pd.DataFrame) -> list[Line]:
     """A line per way of the round-trip samples; the noise floor first."""
-    rtt = samples[(samples["kind"] == "rtt") & samples["seconds"].notna()]
+    rtt = samples[samples["kind"] == "rtt"]
     lines = []
     for path, colour in PATHS.items():
-        values = rtt.loc[rtt["path"] == path, "seconds"].to_numpy(dtype=float)
+        found = waits(rtt[rtt["path"] == path])
+        values = found[np.isfinite(found)]
         if len(values):
-            lines.append(Line(PATH_NAMES[path], colour, values, noise=path == LOOPBACK))
+            lost = len(found) - len(values)
+            lines.append(Line(PATH_NAMES[path], colour, values, noise=path == LOOPBACK, lost=lost))
     return lines
+
+
+def lines_by_variant(samples: pd.DataFrame) -> dict[str, list[Line]]:
+    """The ways of the round-trip samples, each with a line per variant; without the noise floor."""
+    found: dict[str, list[Line]] = {}
+    variants = list(dict.fromkeys(map(str, samples["variant"])))
+    for number, variant in enumerate(variants):
+        for line in lines_by_path(samples[samples["variant"] == variant]):
+            if not line.noise:
+                colour, dash = RUNS[number % len(RUNS)], "5 3" if number >= len(RUNS) else None
+                of_variant = replace(line, name=variant, colour=colour, dash=dash)
+                found.setdefault(line.name, []).append(of_variant)
+    return found
 
 
 def _distributions(samples: pd.DataFrame) -> str:
     lines = lines_by_path(samples)
     if not lines:
         return ""
+    if samples.loc[samples["kind"] == "rtt", "variant"].nunique() > 1:
+        by_way = lines_by_variant(samples[samples["kind"] == "rtt"])
+        names = {line.name: line.colour for of_way in by_way.values() for line in of_way}
+        cards = (_card(f"<h3>{escape(way)}</h3>{ecdf(of_way)}") for way, of_way in by_way.items())
+        return (
+            "<h2>How long a round trip takes</h2>"
+            '<p class="note">ICMP echoes, timed from the send call to the kernel&rsquo;s receive timestamp, '
+            "as ping does: for each way the share answered within a time, a line per variant. Their noise "
+            "floors stand in the table of figures.</p>"
+            f'{legend(names)}<div class="grid2">{"".join(cards)}</div>'
+        )
     names = {line.name: line.colour for line in lines}
     return (
         "<h2>How long a round trip takes</h2>"
@@ -257,9 +286,10 @@ def _summary_table(run: Run, table: pd.DataFrame) -> str:
     note = (
         '<p class="note">TCP: from SYN to SYN-ACK as the kernel measures it. UDP and ICMP: from the send '
         "call to the kernel&rsquo;s receive timestamp. Kernel to kernel: median from transmit to receive "
-        "timestamp. The interval is a bootstrap of the median. ≈: nearer to the noise floor than five "
-        "of it, or taken "
-        "on an overloaded machine; point at it for the reason.</p>"
+        "timestamp. What failed counts as infinitely late: a quantile that falls on it is <i>lost</i>. The "
+        "interval is a bootstrap of the median: of blocks of neighbours, as these are alike, or of whole "
+        "repetitions. ≈: nearer to the noise floor than five of it, or taken on an overloaded machine; "
+        "point at it for the reason.</p>"
     )
     return f"<h2>Figures</h2>{note}{_card(_table(heads, rows))}"
 

@@ -3,7 +3,7 @@ rules follow changes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from testbed.measure.frames import figures_of, waits
+from testbed.quantiles import quantile
 from testbed.records import Event, Run
 from testbed.report import svg
 from testbed.report.colours import RUNS, VERDICTS
@@ -21,6 +23,10 @@ from testbed.report.svg import duration
 BINS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 """Seconds that one bar may stand for."""
 _MOST_BARS = 130
+_GAP = 0.5
+"""Seconds without any success over which curves are not joined."""
+_CHARACTER = 6.0
+"""Width of one in a label."""
 WIDTH, LEFT = 1080.0, 62.0
 MARKS = {
     "rollout begun": "rollout begins",
@@ -41,7 +47,8 @@ def named(variant: str, step: str) -> str:
 
 @dataclass(frozen=True)
 class Load:
-    """Conversations at a steady rate. at: when each was begun, from 0 on; programmed: of changes meanwhile.
+    """Conversations at a steady rate, of all repetitions that count, laid over each other. at: when each was
+    begun, from 0 on in each repetition; programmed: of changes meanwhile.
 
     marks: (second, name) of what happened. bands: (begin, end, name) of what lasted: faults.
     """
@@ -53,6 +60,7 @@ class Load:
     marks: Sequence[tuple[float, str]]
     programmed: pd.DataFrame
     bands: Sequence[tuple[float, float, str]] = ()
+    repetitions: int = 1
 
     @property
     def bin(self) -> float:
@@ -86,23 +94,38 @@ def _loads(run: Run) -> Iterator[Load]:
             continue
         done.add((step, variant))
         own = frame["kind"].isin(("ask", "probe")) & (frame["step"] == step) & (frame["variant"] == variant)
-        samples = frame[own]
-        if "repetition" in frame:
-            samples = samples[samples["repetition"] == samples["repetition"].max()]
-        samples = samples[samples["at"].notna()]
+        samples = figures_of(frame[own & frame["at"].notna()])
         if len(samples) < 2:
             continue
+        numbers = samples["repetition"] if "repetition" in samples else pd.Series(1, samples.index)
+        about = str(begun.detail.get("about", ""))
+        parts = [part for _, part in samples.groupby(numbers, sort=True)]
+        yield _laid_over(run, named(variant, step), about, parts)
+
+
+def _laid_over(run: Run, name: str, about: str, repetitions: Sequence[pd.DataFrame]) -> Load:
+    """One load of several repetitions, each with a clock of its own."""
+    changed = run.frame[run.frame["kind"] == "programming"]
+    at, programmed = [], []
+    marks: list[tuple[float, str]] = []
+    bands: list[tuple[float, float, str]] = []
+    for samples in repetitions:
         start, end = float(samples["at"].min()), float(samples["at"].max())
-        changes = frame[(frame["kind"] == "programming") & frame["at"].between(start, end)]
-        yield Load(
-            named(variant, step),
-            str(begun.detail.get("about", "")),
-            samples,
-            samples["at"].to_numpy(dtype=float) - start,
-            list(_marks(run, start, end)),
-            changes.assign(after=changes["at"] - start),
-            list(_bands(run, start, end)),
-        )
+        at.append(samples["at"].to_numpy(dtype=float) - start)
+        meanwhile = changed[changed["at"].between(start, end)]
+        programmed.append(meanwhile.assign(after=meanwhile["at"] - start))
+        marks += _marks(run, start, end)
+        bands += _bands(run, start, end)
+    return Load(
+        name,
+        about,
+        pd.concat(repetitions),
+        np.concatenate(at),
+        sorted(marks),
+        pd.concat(programmed),
+        sorted(bands),
+        len(repetitions),
+    )
 
 
 def _marks(run: Run, start: float, end: float) -> Iterator[tuple[float, str]]:
@@ -148,7 +171,8 @@ def over_time(run: Run) -> str:
         f'<p class="note">Above: how many were begun a second, and what became of them. In the '
         "middle: how long those took that succeeded. Below, a line for each change of a Service&rsquo;s "
         "endpoints and node: from the write to the store until the node&rsquo;s rules followed it (network "
-        "programming latency).</p>"
+        "programming latency). Of a load that was repeated, all repetitions are counted and laid over each "
+        "other, each from its own beginning.</p>"
         f"{legend(names)}"
     )
     return head + "".join(card(_load(load), 'style="margin-top:14px"') for load in found)
@@ -157,6 +181,7 @@ def over_time(run: Run) -> str:
 def _load(load: Load) -> str:
     total = len(load.samples)
     words = f"{escape(load.name)} · {load.failed:,} of {total:,} failed"
+    words += f" in {load.repetitions} repetitions" if load.repetitions > 1 else ""
     about = f'<p class="note">{escape(load.about)}</p>' if load.about else ""
     return f"<h3>{words}</h3>{about}{timeline(load)}{_failures(load)}{_followed(load)}"
 
@@ -166,28 +191,31 @@ def timeline(load: Load) -> str:
     scale = svg.LinearScale(0.0, max(load.seconds, load.bin), LEFT, WIDTH - 12)
     lanes = _lanes(load.programmed)
     bars, times, strip = (26.0, 116.0), (136.0, 276.0), (294.0, 294.0 + max(14.0, 5.0 * lanes))
-    parts = [*_drawn_bands(load, scale, (bars[0] - 14, strip[1]))]
+    parts = svg.linear_axis(scale, bars[0], strip[1], "seconds since the load began")
+    parts += _drawn_bands(load, scale, (bars[0] - 14, strip[1]))
     parts += [*_bars(load, scale, bars), *_times(load, scale, times), *_programmed(load, scale, strip)]
-    last = -1e9
+    free = -1e9
     for second, words in load.marks:
         x = min(scale(second), scale.end)
         tip = svg.title(f"{words}, {second:.2f} s")
         parts.append(svg.element("line", tip, x1=x, x2=x, y1=bars[0] - 12, y2=strip[1], class_="mark"))
-        if x - last > 6.0 * len(words):
-            last = x
+        if x >= free:  # a label that would run into the one before is left out
+            free = x + _CHARACTER * len(words) + 8
             parts.append(svg.text(x + 4, bars[0] - 6, words, class_="tick"))
-    parts += svg.linear_axis(scale, bars[0], strip[1], "seconds since the load began")
     return svg.figure(WIDTH, strip[1] + 44, parts, f"connections over time: {load.name}")
 
 
 def _drawn_bands(load: Load, scale: svg.LinearScale, place: tuple[float, float]) -> Iterator[str]:
-    """A band per fault, from its being applied to its being healed."""
+    """A band per fault, from its being applied to its being healed; of repetitions the first has the name."""
+    told = set[str]()
     for begin, end, name in load.bands:
         x, wide = scale(begin), max(2.0, scale(end) - scale(begin))
         tip = svg.title(f"{name}: {begin:.2f} s to {end:.2f} s")
         height = place[1] - place[0]
         yield svg.element("rect", tip, x=x, y=place[0], width=wide, height=height, class_="fault")
-        yield svg.text(x + 4, place[1] - 5, name, class_="faultname")
+        if name not in told:
+            told.add(name)
+            yield svg.text(x + 4, place[1] - 5, name, class_="faultname")
 
 
 def _bars(load: Load, scale: svg.LinearScale, place: tuple[float, float]) -> Iterator[str]:
@@ -196,7 +224,8 @@ def _bars(load: Load, scale: svg.LinearScale, place: tuple[float, float]) -> Ite
     numbers = (load.at // load.bin).astype(int)
     counted = pd.crosstab(numbers, load.samples["verdict"].to_numpy())
     high = float(counted.sum(axis=1).max())
-    yield svg.text(LEFT - 7, top + 10, f"{high / load.bin:,.0f}/s", class_="tick", text_anchor="end")
+    rate = high / load.bin / load.repetitions
+    yield svg.text(LEFT - 7, top + 10, f"{rate:,.0f}/s", class_="tick", text_anchor="end")
     yield svg.text(LEFT - 7, bottom, "0", class_="tick", text_anchor="end")
     wide = max(1.0, scale(load.bin) - scale(0.0) - 1)
     for number, row in counted.iterrows():
@@ -219,17 +248,28 @@ def _times(load: Load, scale: svg.LinearScale, place: tuple[float, float]) -> It
     if not len(seconds):
         return
     grouped = pd.Series(seconds).groupby((load.at[good] // load.bin).astype(int))
-    lines = {"median": grouped.median(), "99th percentile": grouped.quantile(0.99)}
+    lines = {name: grouped.agg(_at(share)) for name, share in (("median", 0.5), ("99th percentile", 0.99))}
     low = float(lines["median"].min()) * 0.8
     up = svg.LogScale(low, max(float(lines["99th percentile"].max()) * 1.2, low * 2), bottom, top)
     for tick in up.ticks():
         yield svg.element("line", x1=LEFT, x2=scale.end, y1=up(tick), y2=up(tick), class_="grid")
         yield svg.text(LEFT - 7, up(tick) + 4, svg.tick_label(tick), class_="tick", text_anchor="end")
     for colour, (name, values) in zip(RUNS, lines.items(), strict=False):
-        points = [(scale((int(str(at)) + 0.5) * load.bin), up(float(value))) for at, value in values.items()]
         about = svg.title(f"{name}: up to {duration(float(values.max()))}")
-        d = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-        yield svg.element("path", about, d=d, class_="curve", stroke=colour)
+        d, before = "", None
+        for bar, value in values.items():
+            number = int(str(bar))
+            x, y = scale((number + 0.5) * load.bin), up(float(value))
+            # Where nothing succeeded for a while there is nothing to join.
+            joined = before is not None and (number - before) * load.bin <= max(_GAP, load.bin)
+            d += f"{'L' if joined else 'M'}{x:.1f} {y:.1f}{'' if joined else 'h0'}"
+            before = number
+        yield svg.element("path", about, d=d, class_="curve", stroke=colour, stroke_linecap="round")
+
+
+def _at(share: float) -> Callable[[Any], float]:
+    """A quantile of values in any order."""
+    return lambda values: quantile(np.sort(values), share)
 
 
 def _lanes(programmed: pd.DataFrame) -> int:
@@ -268,12 +308,11 @@ def _failures(load: Load) -> str:
 def _followed(load: Load) -> str:
     if load.programmed.empty:
         return ""
-    seconds = load.programmed["seconds"].to_numpy(dtype=float)
-    middle, p95 = np.quantile(seconds, [0.5, 0.95])
+    seconds = np.sort(load.programmed["seconds"].to_numpy(dtype=float))
+    middle, p95, most = (duration(quantile(seconds, share)) for share in (0.5, 0.95, 1.0))
     return (
         f'<p class="note">Network programming latency of the {len(seconds):,} changes meanwhile: median '
-        f"{duration(float(middle))}, 95th percentile {duration(float(p95))}, at most "
-        f"{duration(float(seconds.max()))}.</p>"
+        f"{middle}, 95th percentile {p95}, at most {most}.</p>"
     )
 
 
@@ -282,7 +321,8 @@ def _followed(load: Load) -> str:
 
 def growth(samples: pd.DataFrame) -> str:
     """The section on what grows with the number of Services; "" where it was not varied."""
-    sized = samples[(samples["kind"] == "ask") & (samples["size"] > 0) & samples["seconds"].notna()]
+    asked = samples[(samples["kind"] == "ask") & (samples["size"] > 0)]
+    sized = asked[asked["seconds"].notna()]
     if sized["size"].nunique() < 2:
         return ""
     variants = list(dict.fromkeys(map(str, sized["variant"])))
@@ -291,18 +331,15 @@ def growth(samples: pd.DataFrame) -> str:
         [
             escape(str(variant) or "time"),
             f"{int(str(size)):,}",
-            *(
-                duration(float(value))
-                for value in np.quantile(group["seconds"].astype(float), [0.5, 0.95, 0.99])
-            ),
+            *(duration(quantile(np.sort(waits(group)), share)) for share in (0.5, 0.95, 0.99)),
         ]
-        for (variant, size), group in sized.groupby(["variant", "size"], sort=True)
+        for (variant, size), group in asked.groupby(["variant", "size"], sort=True)
     ]
     heads = ["", "Services#", "median#", "p95#", "p99#"]
     note = (
         '<p class="note">From SYN to SYN-ACK of new connections, as the kernel measures it: the first packet '
         "of each is looked up among the rules of all Services. Line: median; band: 5th to 95th "
-        "percentile.</p>"
+        "percentile of those that were answered. In the table what failed counts as infinitely late.</p>"
     )
     key = legend({variant or "time": colour for variant, colour in colours.items()})
     grid = f'<div class="grid2">{card(sizes(sized, colours))}{card(table(heads, rows))}</div>'
@@ -313,7 +350,7 @@ def sizes(sized: pd.DataFrame, colours: dict[str, str], width: float = 560.0, he
     """Time against size, a line per variant."""
     left, top, bottom = 58.0, 12.0, height - 44.0
     grouped = sized.assign(seconds=sized["seconds"].astype(float)).groupby(["variant", "size"])["seconds"]
-    figures = {share: grouped.quantile(share) for share in (0.05, 0.5, 0.95)}
+    figures = {share: grouped.agg(_at(share)) for share in (0.05, 0.5, 0.95)}
     across = svg.LinearScale(0.0, float(sized["size"].max()) * 1.04, left, width - 12)
     up = svg.LinearScale(0.0, float(figures[0.95].max()) * 1.05, bottom, top)
     parts = []

@@ -7,6 +7,8 @@ from html import escape
 import numpy as np
 import pandas as pd
 
+from testbed.measure.frames import waits
+from testbed.quantiles import quantile
 from testbed.report import svg
 from testbed.report.colours import RUNS
 from testbed.report.pieces import card, table
@@ -38,8 +40,7 @@ def _programming(samples: pd.DataFrame) -> str:
     rows = []
     for how, of_how in changes.groupby("path", sort=False):
         values = of_how["seconds"].to_numpy(dtype=float)
-        p50, p99 = np.quantile(values, [0.5, 0.99])
-        figures = duration(p50), duration(p99), duration(values.max())
+        figures = [duration(quantile(np.sort(values), share)) for share in (0.5, 0.99, 1.0)]
         rows.append([escape(HOW.get(str(how), str(how))), f"{len(of_how):,}", *figures])
     if not rows:
         return ""
@@ -85,8 +86,7 @@ def _questions(rows: pd.DataFrame, colours: dict[str, str]) -> str:
 def _figures(rows: pd.DataFrame) -> str:
     body = []
     for form, of_form in rows.groupby("path", sort=False):
-        values = of_form["seconds"].dropna().to_numpy(dtype=float)
-        p50, p99 = np.quantile(values, [0.5, 0.99]) if len(values) else (float("nan"),) * 2
+        times = np.sort(waits(of_form))
         failed = of_form[of_form["verdict"] != "ok"]
         reasons = ", ".join(sorted({str(reason) for reason in failed["reason"]})) or NOTHING
         network = of_form["seconds_kernel"].dropna()
@@ -97,8 +97,8 @@ def _figures(rows: pd.DataFrame) -> str:
                 f"{len(of_form):,}",
                 f"{len(failed):,}",
                 f"{of_form['attempts'].median():g}",
-                *(duration(p50), duration(p99)),
-                duration(float(network.median())) if len(network) else NOTHING,
+                *(duration(quantile(times, share)) for share in (0.5, 0.99)),
+                duration(quantile(np.sort(network.to_numpy(dtype=float)), 0.5)),
                 escape(reasons),
             ]
         )

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from testbed.cells import CampaignRun, is_campaign, read_campaign
 from testbed.measure.frames import summary
+from testbed.quantiles import quantile
 from testbed.records import Run, read_run
 from testbed.report.campaign import factor_effects, results
 from testbed.report.colours import PATH_NAMES
@@ -86,11 +88,14 @@ def _campaign(run: CampaignRun) -> str:
     for one in found:
         rows = []
         for levels, part in one.medians.groupby(names, sort=False):
-            medians = part["median"]
-            spread = (medians.median(), medians.min(), medians.max())
-            rows.append([*map(str, levels), str(len(part)), *map(duration, spread)])
+            medians = np.sort(part["median"].dropna().to_numpy(dtype=float))
+            spread = [duration(quantile(medians, share)) for share in (0.5, 0.0, 1.0)]
+            answered = f"{part['ok'].sum()} of {part['probes'].sum()}"
+            rows.append([*map(str, levels), str(len(part)), answered, *spread])
         parts += [f"## {one.title}, {one.way}\n"]
-        parts.append(_table([*names, "cells", "median", "smallest", "largest"], rows))
+        parts.append(
+            _table([*names, "cells", "ok", "median of what was answered", "smallest", "largest"], rows)
+        )
     rows = [
         [one.title, name, f"{first} → {level}", *_ratio(change)]
         for one in found

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from testbed.quantiles import quantile
 from testbed.report import svg
 
 Values = np.ndarray[Any, np.dtype[np.float64]]
@@ -18,13 +19,19 @@ _TOP, _ROW, _FOOT = 6.0, 86.0, 44.0
 
 @dataclass(frozen=True)
 class Line:
-    """A distribution to draw. values: seconds; noise: drawn as background."""
+    """A distribution to draw. values: seconds; noise: drawn as background; lost: how many more were never
+    answered, so that a cumulative curve ends below 100 %."""
 
     name: str
     colour: str
     values: Values
     noise: bool = False
     dash: str | None = None
+    lost: int = 0
+
+    def median(self) -> float:
+        """Of all: infinity where most were lost."""
+        return quantile(np.append(np.sort(self.values), np.full(self.lost, np.inf)), 0.5)
 
 
 def time_scale(lines: Sequence[Line], start: float, end: float) -> svg.LogScale:
@@ -40,7 +47,8 @@ def ecdf(
     height: float = 330.0,
     subject: str = "round-trip time (logarithmic)",
 ) -> str:
-    """Cumulative distributions: for each time, the share of the values within it. subject: of the axis."""
+    """Cumulative distributions: for each time, the share of all that was answered within it. subject: of the
+    axis."""
     left, top, bottom = 44.0, 10.0, height - 44.0
     scale = time_scale(lines, left, width - 12)
     parts = svg.time_axis(scale, top, bottom, subject)
@@ -49,13 +57,15 @@ def ecdf(
         parts.append(svg.element("line", x1=left, x2=width - 12, y1=y, y2=y, class_="grid"))
         parts.append(svg.text(left - 7, y + 4, f"{share:.0%}", class_="tick", text_anchor="end"))
     for line in lines:
-        quantiles = np.linspace(0, 1, min(_MOST_POINTS, len(line.values)))
-        points = [
-            (min(scale(float(value)), scale.end), bottom - float(share) * (bottom - top))
-            for share, value in zip(quantiles, np.quantile(line.values, quantiles), strict=True)
-        ]
-        about = svg.title(f"{line.name}: median {svg.duration(float(np.median(line.values)))}")
-        d = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+        ordered, total = np.sort(line.values), len(line.values) + line.lost
+        places = np.unique(np.linspace(0, len(ordered) - 1, min(_MOST_POINTS, len(ordered))).astype(int))
+        # Up by steps, one at each value: between two of them nobody was answered.
+        d = f"M{scale(float(ordered[0])):.1f} {bottom:.1f}"
+        for place in places:
+            x, share = min(scale(float(ordered[place])), scale.end), (place + 1) / total
+            d += f"H{x:.1f}V{bottom - share * (bottom - top):.1f}"
+        lost = f", {line.lost:,} lost" if line.lost else ""
+        about = svg.title(f"{line.name}: median {svg.duration(line.median())}{lost}")
         parts.append(
             svg.element(
                 "path",

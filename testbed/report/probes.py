@@ -12,7 +12,8 @@ import pandas as pd
 
 from testbed.measure import metrics
 from testbed.measure.floor import FLOOR_PATH
-from testbed.measure.frames import median_interval, samples_of
+from testbed.measure.frames import median_interval, repetitions, samples_of, waits
+from testbed.quantiles import quantile
 from testbed.records import CHANGES, Run, Sample
 from testbed.report.colours import PATH_NAMES, PATHS, RUNS
 from testbed.report.loads import named
@@ -62,7 +63,7 @@ def middle_of(floor: Any, kind: str) -> float:
     """The median of a noise floor, NaN without one; of what goes one way, half of it."""
     if floor is None:
         return math.nan
-    return float(np.median(floor)) / (2 if kind == "train" else 1)
+    return quantile(np.sort(floor), 0.5) / (2 if kind == "train" else 1)
 
 
 def _groups(found: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
@@ -76,16 +77,17 @@ def _curves(run: Run, found: pd.DataFrame) -> Iterator[str]:
         lines = []
         paths = list(dict.fromkeys(map(str, rows["path"])))
         for number, path in enumerate(paths):
-            good = rows.loc[(rows["path"] == path) & (rows["verdict"] == "ok"), "seconds"].dropna()
-            values = good[good > 0].to_numpy(dtype=float)
+            found_times = waits(rows[rows["path"] == path])
+            values = found_times[np.isfinite(found_times) & (found_times > 0)]
             if len(values) > 1 and rows["bits_per_second"].isna().all():
                 colour = PATHS.get(path, RUNS[number % len(RUNS)])
-                lines.append(Line(PATH_NAMES.get(path, path), colour, values))
+                lost = int(np.isinf(found_times).sum())
+                lines.append(Line(PATH_NAMES.get(path, path), colour, values, lost=lost))
         floor, kind = of_floor.get((variant, step)), str(rows["protocol"].iloc[0])
         middle = middle_of(floor, kind)
         if not lines:
             continue
-        doubts = [near_floor(float(np.median(line.values)), middle) for line in lines]
+        doubts = [near_floor(line.median(), middle) for line in lines]
         if floor is not None:
             lines.append(Line(PATH_NAMES[FLOOR_PATH], PATHS[FLOOR_PATH], floor, noise=True))
         sign = mark(*dict.fromkeys((*doubts, doubtful.get((variant, step), ""))))
@@ -102,9 +104,9 @@ def _table(run: Run, found: pd.DataFrame) -> str:
         if rows["bits_per_second"].notna().any():
             continue
         samples = samples_of(rows)
-        values = rows["seconds"].dropna().to_numpy(dtype=float)
-        median = float(np.median(values)) if len(values) else math.nan
-        low, high = median_interval(values, groups=rows.loc[rows["seconds"].notna(), "repetition"].to_numpy())
+        values = waits(rows)
+        median = metrics.quantile(samples, 0.5)
+        low, high = median_interval(values, groups=repetitions(rows))
         middle = middle_of(of_floor.get((variant, step)), str(rows["protocol"].iloc[0]))
         sign = mark(near_floor(median, middle), doubtful.get((variant, step), ""))
         repeated = int(rows["repetition"].nunique())
@@ -120,7 +122,7 @@ def _table(run: Run, found: pd.DataFrame) -> str:
                 f"{duration(low)} … {duration(high)}" if len(values) else NOTHING,
                 duration(metrics.quantile(samples, 0.99)),
                 duration(middle),
-                _share(metrics.late(samples)),
+                _late(samples),
             ]
         )
     heads = [
@@ -140,9 +142,10 @@ def _table(run: Run, found: pd.DataFrame) -> str:
     ]
     note = (
         '<p class="note">Outage: from the first probe that failed to the next that was answered, per flow. '
-        "Convergence: from a change until what becomes of probes stays as it is. Sent late: the share "
-        "that the "
-        "prober sent more than 100 µs after its time in the schedule.</p>"
+        "Convergence: from a change until what becomes of probes stays as it is. Median and p99: a probe "
+        "that failed counts as infinitely late, and a quantile that falls on one is <i>lost</i>. Interval: a "
+        "bootstrap of blocks of neighbours, as these are alike, or of whole repetitions where there are "
+        "several. Sent late: how many the prober sent more than 100 µs after their time in the schedule.</p>"
     )
     return note + card(table(heads, body), 'style="margin-top:14px"') if body else ""
 
@@ -162,8 +165,11 @@ def _seconds(value: float) -> str:
     return NOTHING if math.isnan(value) or not value else duration(value)
 
 
-def _share(value: float) -> str:
-    return NOTHING if math.isnan(value) else f"{value:.2%}"
+def _late(samples: list[Sample]) -> str:
+    share = metrics.late(samples)
+    if math.isnan(share):
+        return NOTHING
+    return f"{metrics.sent_late(samples):,}<br><small>{share:.2%}</small>"
 
 
 def _throughput(found: pd.DataFrame) -> str:
@@ -171,14 +177,15 @@ def _throughput(found: pd.DataFrame) -> str:
     for variant, step, group in _groups(found):
         rates = group["bits_per_second"].dropna().to_numpy(dtype=float)
         if len(rates):
-            low, high = median_interval(rates)
+            repeated = group.loc[group["bits_per_second"].notna(), "repetition"].to_numpy()
+            low, high = median_interval(rates, groups=repeated)
             way = ", ".join(dict.fromkeys(map(str, group["path"])))
             rows.append(
                 [
                     escape(named(variant, step)),
                     escape(way),
                     f"{len(rates):,}",
-                    f"{np.median(rates) / 1e6:,.1f}",
+                    f"{quantile(np.sort(rates), 0.5) / 1e6:,.1f}",
                     f"{low / 1e6:,.1f} … {high / 1e6:,.1f}",
                     f"{rates.min() / 1e6:,.1f}",
                 ]

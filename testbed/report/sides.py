@@ -13,12 +13,11 @@ from testbed.cells import is_campaign, read_campaign
 from testbed.errors import InputError
 from testbed.measure.floor import FLOOR_PATH
 from testbed.measure.frames import figures_of, times_of
-from testbed.records import LOOPBACK, SAMPLES, Expectation, Run, read_run
+from testbed.records import FIGURE, LOOPBACK, SAMPLES, Expectation, Run, read_run
 from testbed.report.colours import PATH_NAMES
 from testbed.report.effects import Effect, Measured, effect
 
 MOST_TRIPS = 20.0
-KEYS = ["variant", "step", "kind", "protocol", "path"]
 NOISE = (LOOPBACK, FLOOR_PATH)
 """Ways that are the machine's noise floor."""
 
@@ -94,7 +93,7 @@ class Side:
         counts: dict[Figure, tuple[int, int]] = {}
         for unit in self.units:
             levels = tuple(unit.levels.items())
-            for key, rows in figures_of(unit.run.frame).groupby(KEYS, sort=False, dropna=False):
+            for key, rows in figures_of(unit.run.frame).groupby(list(FIGURE), sort=False, dropna=False):
                 figure = Figure(levels, *(str(part) for part in key))
                 ok, probes = counts.get(figure, (0, 0))
                 counts[figure] = (ok + int((rows["verdict"] == "ok").sum()), probes + len(rows))

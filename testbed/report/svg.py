@@ -14,6 +14,7 @@ from typing import Any
 
 Point = tuple[float, float]
 NOTHING = "\N{EN DASH}"
+LOST = "lost"
 TIMES = "\N{MULTIPLICATION SIGN}"
 
 
@@ -107,9 +108,12 @@ class LinearScale:
 
 
 def duration(seconds: float) -> str:
-    """A time as people say it: ``43.2 µs``, ``1.2 ms``, ``3 s``; three significant digits."""
-    if seconds != seconds:
+    """A time as people say it: ``43.2 µs``, ``1.2 ms``, ``3 s``; three significant digits. ``lost``:
+    infinity, of what was never answered."""
+    if math.isnan(seconds):
         return NOTHING
+    if math.isinf(seconds):
+        return LOST
     for factor, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
         if abs(seconds) >= factor * 0.9995:
             return f"{_digits(seconds / factor)} {unit}"

@@ -71,7 +71,7 @@ class Bound:
         value = _metric(self.metric)[1](samples, changes)
         if math.isnan(value):
             return "nothing was measured", False
-        return _shown(value, self.unit), bool(_COMPARISONS[self.comparison](value, self.value))
+        return shown_value(value, self.unit), bool(_COMPARISONS[self.comparison](value, self.value))
 
 
 def parse(written: Written) -> Bound:
@@ -107,10 +107,13 @@ def _metric(name: str) -> tuple[str, Metric]:
     raise ValueError(f"unknown metric {name!r}: known are {', '.join(_METRICS)} and quantiles such as p99")
 
 
-def _shown(value: float, unit: str) -> str:
+def shown_value(value: float, unit: str) -> str:
+    """A value as people read it. unit: the kind of its unit."""
     match unit:
         case "share":
             return f"{value * 100:.3g} %"
+        case "time" if math.isinf(value):
+            return "lost"
         case "time":
             scale, name = next(
                 ((scale, name) for scale, name in ((1.0, "s"), (1e-3, "ms")) if value >= scale), (1e-6, "µs")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from testbed.errors import InputError
+from testbed.measure import metrics
 from testbed.records import CHANGES, Event, Expectation, Sample, event
 from testbed.registry import Registry
 
@@ -73,8 +74,7 @@ class Context:
             one
             for one in list(self.samples)
             if one.step == name
-            and one.kind not in ("floor", "path" if one.order else "")
-            and not one.warm_up
+            and metrics.of_figure(one)
             and one.repetition == self.repetition
             and one.variant in ("", self.variant)
         ]

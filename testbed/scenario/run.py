@@ -16,6 +16,7 @@ import msgspec
 
 from testbed.errors import TestbedError
 from testbed.measure.floor import FLOOR_PATH
+from testbed.quantiles import quantile
 from testbed.records import (
     LOOPBACK,
     REACHABILITY,
@@ -239,7 +240,7 @@ def noise_floor(samples: Sequence[Sample]) -> dict[str, float] | None:
     times = sorted(one.seconds for one in samples if one.path in paths and one.seconds is not None)
     if not times:
         return None
-    return {"median": times[len(times) // 2], "p95": times[int(0.95 * (len(times) - 1))]}
+    return {"median": quantile(times, 0.5), "p95": quantile(times, 0.95)}
 
 
 def _write(out: Path, record: RunRecord, samples: Sequence[Sample], error: str) -> tuple[Path, Any]:

@@ -180,6 +180,10 @@ class Dask:
         self._spawn("scheduler", "--host", "127.0.0.1", "--port", port, "--no-dashboard")
         for _ in range(2):
             self.add_worker()
+        import distributed
+
+        with distributed.Client(self.address, timeout=60) as client:
+            client.wait_for_workers(2, timeout=60)
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -11,15 +11,25 @@ import msgspec
 import pandas as pd
 import pytest
 
-from testbed.campaign import bundle, disturb
+from testbed.campaign import bundle, disturb, run
 from testbed.campaign.bundle import Bundler, bundles, unpack
 from testbed.campaign.estimate import CAMPAIGN, NOTHING, RUNS, SAME, Estimator, spoken
 from testbed.campaign.execute import Executed, descendants, memory_of
 from testbed.campaign.load import Campaign, load_campaign, parse_size
 from testbed.campaign.plan import plan, seed_of
 from testbed.campaign.store import opened
-from testbed.cells import CELL, CellRecord, FactorRecord, PlanRecord, read_campaign
-from testbed.errors import InputError
+from testbed.cells import (
+    CELL,
+    DISTURBANCE,
+    CellRecord,
+    Disturbance,
+    FactorRecord,
+    PlanRecord,
+    Slowdown,
+    read_campaign,
+    read_disturbance,
+)
+from testbed.errors import InputError, MissingCapability
 from testbed.measure.frames import frame_of
 from testbed.records import SAMPLES, Sample
 
@@ -274,7 +284,7 @@ def samples(median: float, count: int = 50) -> pd.DataFrame:
     )
 
 
-def disturbance(before: float, together: float, after: float, count: int = 50) -> disturb.Disturbance:
+def disturbance(before: float, together: float, after: float, count: int = 50) -> Disturbance:
     def run(at_once: int) -> list[pd.DataFrame]:
         return [samples(together if at_once > 1 else alone.pop(0), count)] * at_once
 
@@ -282,11 +292,69 @@ def disturbance(before: float, together: float, after: float, count: int = 50) -
     return disturb.measure(run, 2, 0.1, "m", "c")
 
 
+def of_figures(*figures: tuple[float, ...], apart: float = 1.01) -> Disturbance:
+    """What is found where each figure of each cell at once is so many times as slow as alone."""
+
+    def frame(factors: list[float]) -> pd.DataFrame:
+        parts = [samples(1e-4 * factor) for factor in factors]
+        return pd.concat([part.assign(step=f"step {number}") for number, part in enumerate(parts, 1)])
+
+    def run(at_once: int) -> list[pd.DataFrame]:
+        if at_once == 1:
+            return [frame([alone.pop(0)] * len(figures))]
+        return [frame([each[cell] for each in figures]) for cell in range(at_once)]
+
+    alone = [1.0, apart]
+    return disturb.measure(run, len(figures[0]), 0.1, "m", "c")
+
+
 def test_cells_that_are_slower_together_disturb_each_other() -> None:
     found = disturbance(1e-4, 1.5e-4, 1.02e-4)
     assert found.disturbed
     assert found.slower == pytest.approx(1.485, rel=0.01)
-    assert "trips, icmp, outside: median +48.5% with 2 cells at once" in found.told()
+    assert "changes by +48.5% or more (1 figures" in found.told()
+
+
+def test_every_figure_of_every_cell_is_kept_and_read_back(tmp_path: Path) -> None:
+    found = of_figures((1.0, 1.2), (2.0, 3.0), apart=1.0)
+    assert [one.figure for one in found.figures] == [f"step {n}, icmp, outside" for n in (1, 2)]
+    assert [one.together for one in found.figures] == [
+        (pytest.approx(1.0), pytest.approx(1.2)),
+        (pytest.approx(2.0), pytest.approx(3.0)),
+    ]
+    (tmp_path / DISTURBANCE).write_bytes(msgspec.json.encode(found))
+    assert read_disturbance(tmp_path) == found
+
+
+def test_one_bad_figure_of_many_does_not_decide_and_is_told() -> None:
+    lone = of_figures((9.0, 9.0), *[(1.0, 1.02)] * 7)
+    assert not lone.disturbed
+    assert [lone.slow(one) for one in lone.figures] == [True] + [False] * 7
+    assert lone.told().endswith("slower than allowed in every cell: step 1, icmp, outside")
+    assert "to +79" in lone.told(), "the worst is told, too"
+    assert of_figures(*[(1.3, 1.3)] * 3, *[(1.0, 1.0)] * 5).disturbed, "more than a quarter"
+
+
+def test_what_is_not_answered_any_more_is_disturbed() -> None:
+    def run(at_once: int) -> list[pd.DataFrame]:
+        return [samples(1e-4, 50 if at_once == 1 else 5)] * at_once
+
+    found = disturb.measure(run, 2, 0.1, "m", "c")
+    assert found.disturbed
+    assert "a quarter of the figures is not answered any more (1 figures, from no answer to" in found.told()
+    assert msgspec.json.decode(msgspec.json.encode(found), type=Disturbance) == found
+
+
+def test_a_figure_that_one_cell_alone_is_slower_in_is_not_slower_in_every_cell() -> None:
+    found = of_figures((1.0, 5.0))
+    assert not found.slow(found.figures[0])
+
+
+def test_warm_ups_are_no_part_of_what_is_compared_and_throughput_is() -> None:
+    frame = samples(1e-4)
+    rates = frame.assign(step="rates", seconds=float("nan"), bits_per_second=1e9)
+    found = disturb.medians(pd.concat([frame, samples(9.0, 500).assign(warm_up=True), rates]))
+    assert [round(value, 6) for value in found.values()] == [1e-4, 1e-3]
 
 
 def test_what_runs_alone_differ_by_is_no_disturbance() -> None:
@@ -298,6 +366,51 @@ def test_too_few_samples_tell_nothing() -> None:
     found = disturbance(1e-4, 9e-4, 1e-4, count=10)
     assert not found.known
     assert "not known" in found.told()
+
+
+# --- room for cells at once -------------------------------------------------------------------------------
+
+
+def undisturbed(_: Any, workers: int, tolerance: float, machine: str, code: str) -> Disturbance:
+    figure = Slowdown(figure="trips", together=(1.0,) * workers, apart=1.0)
+    return Disturbance(machine=machine, code=code, workers=workers, tolerance=tolerance, figures=(figure,))
+
+
+def run_with(folder: Path, monkeypatch: pytest.MonkeyPatch, left: int, available: int, workers: int) -> int:
+    """Run a campaign of eight cells of 512 MiB at most, of which so many are left; how many ran."""
+    folder.mkdir()
+    path = write(folder, FILE.replace("replicates: 3", "replicates: 1"))
+    campaign = load_campaign(path)
+    requests = bundles(campaign, plan(campaign))
+
+    def run_one(request: Any, work: Path, **_: Any) -> Executed:
+        return executed(
+            work / "out", record(request.address, levels=request.levels, position=request.position)
+        )
+
+    out = folder / "results"
+    with opened(out / "it") as kept:
+        for request in requests[left:]:
+            kept.keep(run_one(request, kept.work(request.address)))
+        if left < len(requests):
+            kept.write_plan(
+                msgspec.structs.replace(planned(), code=bundle.code_version(), notes=("so it was",))
+            )
+    monkeypatch.setattr(run, "execute", run_one)
+    monkeypatch.setattr(run.disturb, "measure", undisturbed)
+    monkeypatch.setattr(run, "_available_memory", lambda: available)
+    return run.run_campaign(path, out=out, workers=workers, resume=True).ran
+
+
+def test_a_resumed_campaign_asks_for_no_more_memory_than_what_is_left_can_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run_with(tmp_path / "none", monkeypatch, 0, 0, workers=4) == 0
+    assert read_campaign(tmp_path / "none/results/it").plan.notes == ("so it was",)
+    assert run_with(tmp_path / "one", monkeypatch, 1, 600 << 20, workers=4) == 1
+    assert run_with(tmp_path / "two", monkeypatch, 2, 1100 << 20, workers=4) == 2
+    with pytest.raises(MissingCapability, match="2 cells of up to 512 MiB do not fit into 600 MiB"):
+        run_with(tmp_path / "much", monkeypatch, 2, 600 << 20, workers=4)
 
 
 # --- the folder -------------------------------------------------------------------------------------------

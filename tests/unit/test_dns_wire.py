@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from testbed.apps.wire import dns
-from testbed.measure.lookups import dns_payload
+from testbed.measure.lookups import dns_payload, unanswered
 
 LABEL = st.text("abcdefghijklmnopqrstuvwxyz0123456789-_", min_size=1, max_size=63)
 NAME = st.lists(LABEL, min_size=1, max_size=3).map(".".join)
@@ -83,3 +83,17 @@ def test_only_dns_over_udp_is_taken_out_of_packets() -> None:
     assert dns_payload(ipv4 + struct.pack("!HHHH", 40000, 80, 13, 0) + b"hello") is None
     assert dns_payload(ipv4.replace(b"\x40\x11", b"\x40\x06") + datagram) is None
     assert dns_payload(b"") is None
+
+
+def test_a_lookup_has_settled_when_each_question_has_its_answer() -> None:
+    def message(number: int, answer: bool, kind: str = "A") -> dns.Message:
+        return dns.Message(number, answer, "NOERROR", False, False, "web.", kind)
+
+    asked = [message(1, False), message(2, False, "AAAA")]
+    assert not unanswered([])
+    assert unanswered(asked)
+    assert unanswered([*asked, message(1, True)])
+    assert not unanswered([*asked, message(2, True, "AAAA"), message(1, True)])
+    assert unanswered([*asked, *asked, message(1, True), message(2, True, "AAAA")]), (
+        "asked again: one is open"
+    )

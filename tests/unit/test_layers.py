@@ -34,7 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cluster.messages", "rules"),
     ("state",),
     ("cells",),
-    ("documents", "records", "registry", "units", "wait"),
+    ("documents", "quantiles", "records", "registry", "units", "wait"),
     ("errors",),
 )
 """Packages and modules below testbed, from the top down; those of one line do not know each other.
@@ -59,6 +59,7 @@ PURE = {
     "state",
     "errors",
     "registry",
+    "quantiles",
     "units",
 }
 ACTING = {

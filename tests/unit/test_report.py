@@ -108,6 +108,21 @@ def test_page_says_what_failed_and_why(tmp_path: Path) -> None:
     assert "no answer" in page
 
 
+def test_variants_are_told_apart_way_by_way(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    samples = [one.replaced({"variant": name}) for name in ("bridge", "flannel") for one in make_samples()]
+    frame_of(samples).to_parquet(folder / SAMPLES, index=False)
+    write_report([folder], folder / "report.html")
+    page = (folder / "report.html").read_text()
+    section = page.split("<h2>How long a round trip takes</h2>")[1].split("<h2>")[0]
+    assert re.findall(r"<h3>(.*?)</h3>", section) == ["same node", "cross node"]
+    assert section.count('class="curve"') == 4
+    assert re.findall(r"<title>(.*?)</title>", section) == [
+        f"{name}: median {median}" for median in ("24.0 µs", "36.0 µs") for name in ("bridge", "flannel")
+    ]
+    assert "median, cross node" not in page, "a tile would be that of no variant"
+
+
 def test_comparison_has_a_column_per_run(tmp_path: Path) -> None:
     folders = [make_run(tmp_path / "one"), make_run(tmp_path / "two", failing=True)]
     write_report(folders, tmp_path / "c.html")

@@ -11,11 +11,23 @@ from xml.etree import ElementTree
 
 import msgspec
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed.cells import CELL, DONE, PLAN, CellRecord, FactorRecord, PlanRecord, read_campaign
+from testbed.cells import (
+    CELL,
+    DISTURBANCE,
+    DONE,
+    PLAN,
+    CellRecord,
+    Disturbance,
+    FactorRecord,
+    PlanRecord,
+    Slowdown,
+    read_campaign,
+)
 from testbed.errors import InputError
 from testbed.measure.frames import frame_of, reachability_table, summary
 from testbed.records import SAMPLES, Expectation, RunRecord, Sample, event, write_run
@@ -288,6 +300,62 @@ def test_a_campaign_is_told_by_factor(tmp_path: Path) -> None:
     assert page.count("marked as doubtful") >= 1
     write_markdown([folder], tmp_path / "it.md")
     assert "| nftables | 100 | 3 |" in (tmp_path / "it.md").read_text()
+
+
+def silence(folder: Path, mode: str, services: str) -> None:
+    """Of all replicates with these levels nothing was answered."""
+    for cell in (folder / DONE).glob(f"{mode}{services}[0-9]"):
+        frame = pd.read_parquet(cell / SAMPLES)
+        frame.assign(verdict="timeout", seconds=float("nan")).to_parquet(cell / SAMPLES, index=False)
+
+
+def test_cells_without_any_success_stand_in_the_report_with_none(tmp_path: Path) -> None:
+    folder = make_campaign(tmp_path / "it")
+    silence(folder, "nftables", "100")
+    run = read_campaign(folder)
+    figure = next(one for one in results(run) if not one.noise)
+    assert len(figure.medians) == 12
+    silent = figure.medians[figure.medians["median"].isna()]
+    assert set(zip(silent["mode"], silent["services"], silent["ok"], strict=True)) == {("nftables", "100", 0)}
+    write_report([folder], folder / "report.html")
+    page = (folder / "report.html").read_text()
+    well_formed(page)
+    assert "3 cells, 3 without any answer, 180 of 180 failed" in page
+    assert "median –, 0 of 60 ok" in page  # noqa: RUF001 - the sign of tables for nothing
+    write_markdown([folder], tmp_path / "it.md")
+    assert "| nftables | 100 | 3 | 0 of 180 |" in (tmp_path / "it.md").read_text()
+    effects_found = {(factor, level): one for factor, _, level, one in factor_effects(run, figure)}
+    assert effects_found["mode", "nftables"].verdict == WORSE
+    assert effects_found["mode", "nftables"].why == "-50.0% succeed"
+
+
+def test_where_no_cell_was_answered_at_all_the_report_says_so(tmp_path: Path) -> None:
+    folder = make_campaign(tmp_path / "it", replicates=1)
+    for mode in ("iptables", "nftables"):
+        for services in ("10", "100"):
+            silence(folder, mode, services)
+    write_report([folder], folder / "report.html")
+    page = (folder / "report.html").read_text()
+    well_formed(page)
+    assert page.count("no answer, 60 of 60 failed") >= 4
+
+
+def test_cells_at_once_are_shown_figure_by_figure(tmp_path: Path) -> None:
+    folder = make_campaign(tmp_path / "it")
+    figures = (
+        Slowdown(figure="trips, icmp, outside", together=(1.5, 1.25), apart=1.01),
+        Slowdown(figure="load, udp", together=(1.0, 0.9), apart=1.02),
+    )
+    found = Disturbance(
+        machine="m", code="c", workers=2, tolerance=0.1, figures=figures, slower=1.25, apart=1.02
+    )
+    (folder / DISTURBANCE).write_bytes(msgspec.json.encode(found))
+    write_report([folder], folder / "report.html")
+    page = (folder / "report.html").read_text()
+    well_formed(page)
+    section = page.split("<h2>2 cells at once</h2>")[1].split("<h2>")[0]
+    assert "1.5 \N{MULTIPLICATION SIGN}1.25" in section
+    assert section.count('<span class="pill bad">slower</span>') == 1
 
 
 def test_the_effect_of_a_factor_is_taken_over_the_others(tmp_path: Path) -> None:

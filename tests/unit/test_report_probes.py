@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,25 @@ def test_a_figure_near_the_floor_or_taken_under_overload_is_marked_with_the_reas
     assert "noise floors of" not in probes(run_of([*samples, *low]))
     busy = Event(2.0, 1001.0, "machine", {"step": "load", "busy": 0.99, "steal": 0.0})
     assert "the CPUs were 99% busy" in probes(run_of([*samples, *low], [busy]))
+
+
+def test_how_many_were_sent_late_and_what_p99_falls_on_is_told() -> None:
+    samples = [sample(n, late=1e-3 if n <= 3 else 0.0) for n in range(1, 99)] + [lost(99), lost(100)]
+    shown = probes(run_of(samples))
+    assert "3<br><small>3.00%</small>" in shown
+    assert ">lost</td>" in shown
+    assert "infinitely late" in shown
+
+
+def test_what_was_lost_keeps_a_curve_below_all() -> None:
+    whole, half = (
+        probes(run_of([sample(n) for n in range(1, 50)] + [lost(n) for n in lost_ones]))
+        for lost_ones in ((), range(50, 99))
+    )
+    assert ", 49 lost" in half
+    assert " lost" not in whole.split("<table")[0]
+    tops = [min(map(float, re.findall(r"V([0-9.]+)", shown))) for shown in (whole, half)]
+    assert tops == [10.0, 10.0 + (286.0 - 10.0) / 2], "half of them at half the height"
 
 
 def test_what_makes_a_machine_overloaded() -> None:

@@ -73,7 +73,7 @@ def test_a_command_is_checked_by_what_it_prints(monkeypatch: pytest.MonkeyPatch)
     assert [one.met for one in context.expectations] == [True, False]
     assert context.expectations[1].observed.startswith("exit code 0; no ")
     shown = commands([event("step"), *context.events])
-    assert shown.count("$ testbed --version\ntestbed --version on it") == 2
+    assert shown.count("$ testbed --version</span>\ntestbed --version on it") == 2
 
 
 ROW = (
@@ -107,3 +107,13 @@ def test_a_report_without_lookups_says_nothing_of_them() -> None:
     frame = frame_of(context.samples)
     assert lookups(frame[frame["kind"] == "rtt"]) == ""
     assert commands([]) == ""
+
+
+def test_a_command_says_of_which_variant_it_is() -> None:
+    ran = [
+        event("command", line="cat mtu", output="1450\n", title="the MTU", variant=variant)
+        for variant in ("bridge", "flannel")
+    ]
+    shown = commands(ran)
+    assert "1. bridge: the MTU" in shown
+    assert "2. flannel: the MTU" in shown

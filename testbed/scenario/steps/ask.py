@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from statistics import median
 from typing import Any
 
 import msgspec
 
 from testbed.errors import InputError
+from testbed.measure import metrics
 from testbed.measure.balance import evenness
 from testbed.measure.messages import Language
 from testbed.records import Sample, ask_samples
@@ -147,10 +148,10 @@ class Ask(Step, frozen=True, kw_only=True):
 def counts(samples: Sequence[Sample]) -> str:
     """``15,990 ok (median 0.8 ms), 10 timeout (no answer)``."""
     found = Counter((sample.verdict, sample.reason) for sample in samples)
-    times = [sample.seconds for sample in samples if sample.verdict == "ok" and sample.seconds is not None]
-    middle = f" (median {median(times) * 1e3:.2f} ms)" if times else ""
+    middle = metrics.quantile([sample for sample in samples if sample.verdict == "ok"], 0.5)
+    about = "" if math.isnan(middle) else f" (median {middle * 1e3:.2f} ms)"
     parts = (
-        f"{number:,} {verdict}" + (f" ({reason})" if reason else middle)
+        f"{number:,} {verdict}" + (f" ({reason})" if reason else about)
         for (verdict, reason), number in found.most_common()
     )
     return ", ".join(parts)

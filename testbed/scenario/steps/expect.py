@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Literal
 
 import msgspec
 
 from testbed.errors import InputError
+from testbed.measure import metrics
 from testbed.records import Sample
-from testbed.scenario.expectations import Written, parse
+from testbed.scenario.expectations import Written, parse, shown_value
 from testbed.scenario.model import Context, Step, step
 from testbed.scenario.steps.probe import judge
 
@@ -55,7 +57,7 @@ class Expect(Step, frozen=True, kw_only=True):
         ):
             return
         value = self._value(context.samples, self.of, self.path, self.variant)
-        shown = "nothing was measured" if value is None else f"{value * 1e6:.1f} µs"
+        shown = "nothing was measured" if value is None else shown_value(value, "time")
         subject = f"{self.statistic} of {self.of}" + (f", {self.path}" if self.path else "")
         subject = f"{self.variant}: {subject}" if self.variant else subject
         bounds = [(words, bound) for words, bound in self._bounds(context.samples) if bound is not None]
@@ -63,7 +65,9 @@ class Expect(Step, frozen=True, kw_only=True):
             raise InputError("expect: needs a bound: below, above, or samples to compare with")
         for words, bound in bounds:
             met = value is not None and (value < bound if words.startswith("below") else value > bound)
-            context.expect(self.name or self.of, f"{subject} {words} {bound * 1e6:.1f} µs", shown, met)
+            context.expect(
+                self.name or self.of, f"{subject} {words} {shown_value(bound, 'time')}", shown, met
+            )
 
     def _bounds(self, samples: list[Sample]) -> Iterator[tuple[str, float | None]]:
         """Each bound in words, which begin with above or below, and in seconds."""
@@ -80,18 +84,18 @@ class Expect(Step, frozen=True, kw_only=True):
                 yield f"{word} {factor}that of {named},", None if value is None else value * other.times
 
     def _value(self, samples: list[Sample], of: str, path: str, variant: str) -> float | None:
-        times = sorted(
-            sample.seconds
+        found = [
+            sample
             for sample in samples
             if sample.step == of
-            and sample.seconds is not None
-            and path in ("", sample.path)
+            and (sample.path == path if path else metrics.of_figure(sample))
+            and not sample.warm_up
             and variant in ("", sample.variant)
             and self.protocol in ("", sample.protocol)
-        )
-        if not times:
-            return None
+        ]
         if self.statistic == "mean":
-            return sum(times) / len(times)
-        share = {"min": 0.0, "median": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}[self.statistic]
-        return times[round(share * (len(times) - 1))]
+            value = metrics.mean(found)
+        else:
+            share = {"min": 0.0, "median": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}[self.statistic]
+            value = metrics.quantile(found, share)
+        return None if math.isnan(value) else value

@@ -88,15 +88,10 @@ def half_width(samples: list[Sample], of: str, variant: str) -> float:
     few."""
     groups: dict[int, list[Sample]] = {}
     for one in samples:
-        if (
-            one.step == of
-            and one.variant == variant
-            and not one.warm_up
-            and one.kind not in ("floor", "path")
-        ):
+        if one.step == of and one.variant == variant and metrics.of_figure(one):
             groups.setdefault(one.repetition, []).append(one)
     medians = [metrics.quantile(group, 0.5) for group in groups.values()]
-    if len(medians) < _FEWEST or any(one != one for one in medians):
+    if len(medians) < _FEWEST or not all(map(math.isfinite, medians)):
         return math.inf
     low, high = interval_of_means(medians)
     middle = sum(medians) / len(medians)
