@@ -444,7 +444,7 @@ def test_across_nodes_the_underlay_carries_what_the_mode_says(lab: Lab) -> None:
     assert (inner["src"], inner["dst"], inner["ttl"]) == (a1, b1, 63)
     if lab.mode == "ipip":
         carried = [f for f in underlay if f["what"] == 4]
-        assert [(f["src"], f["dst"], f["ttl"], f["length"]) for f in carried][:1] == [(A, B, 64, 118)]
+        assert [(f["src"], f["dst"], f["ttl"], f["length"]) for f in carried][:1] == [(A, B, 63, 118)]
         raw = bytes.fromhex(carried[0]["raw"])
         assert raw[20] & 0x40 == raw[34 + 6] & 0x40, "the inner packet's own"
         layers = dissected(carried)

@@ -17,7 +17,6 @@ from cell_lab import ok, told
 
 from testbed import Cluster
 from testbed.dataplane import dataplanes, needs_of
-from testbed.kernel.capabilities import missing
 from testbed.proxy import proxiers
 from testbed.wait import wait_until
 
@@ -27,9 +26,24 @@ WITHIN = 30.0
 VARIANTS: dict[str, dict[str, Any]] = {
     "flannel-host-gw": {"name": "flannel", "backend": "host-gw"},
     "flannel-udp": {"name": "flannel", "backend": "udp"},
+    "flannel-wireguard": {"name": "flannel", "backend": "wireguard"},
+    "flannel-ipip": {"name": "flannel", "backend": "ipip"},
 }
 OPTIONS = {name: {"name": name} for name in dataplanes if name != "none"} | VARIANTS
 MODES = ("iptables", "nftables")
+
+
+def mode_of(variant: str) -> str:
+    return MODES[list(OPTIONS).index(variant) % len(MODES)]
+
+
+def needs(variant: str) -> frozenset[str]:
+    """What a dataplane with its options and its proxy mode needs, and what is asked of each of them."""
+    dataplane = dataplanes.get(OPTIONS[variant]["name"])
+    return needs_of(dataplane, OPTIONS[variant]) | proxiers.get(mode_of(variant)).needs | {"ifb"}
+
+
+EACH = [pytest.param(variant, marks=pytest.mark.needs(*sorted(needs(variant)))) for variant in OPTIONS]
 
 LIMITS = {"kubernetes.io/ingress-bandwidth": "20M", "kubernetes.io/egress-bandwidth": "10M"}
 
@@ -52,7 +66,7 @@ SERVICE = {
 }
 
 
-@pytest.fixture(scope="module", params=OPTIONS)
+@pytest.fixture(scope="module", params=EACH)
 def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with up(request.param, tmp_path_factory.mktemp("every")) as running:
         yield running
@@ -60,12 +74,6 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @contextmanager
 def up(variant: str, folder: Path, prefix: str = "every") -> Iterator[Cluster]:
-    options = OPTIONS[variant]
-    mode = MODES[list(OPTIONS).index(variant) % len(MODES)]
-    dataplane = dataplanes.get(options["name"])
-    chosen = {key: value for key, value in options.items() if key != "name"}
-    if lacks := missing(needs_of(dataplane, chosen) | proxiers.get(mode).needs | {"ifb"}):
-        pytest.skip(f"deferred: needs {', '.join(lack.name for lack in lacks)}")
     objects = [pod("a", "node-1", annotations=LIMITS), pod("b", "node-2"), pod("c", "node-3"), SERVICE]
     spec = {
         "apiVersion": "testbed/v1",
@@ -75,7 +83,10 @@ def up(variant: str, folder: Path, prefix: str = "every") -> Iterator[Cluster]:
             "nodes": {"count": 3},
             "external": [{"name": "client", "address": "203.0.113.10"}],
             "dns": {"enabled": False},
-            "network": {"dataplane": options, "proxy": {"mode": mode, "minSyncPeriod": "100ms"}},
+            "network": {
+                "dataplane": OPTIONS[variant],
+                "proxy": {"mode": mode_of(variant), "minSyncPeriod": "100ms"},
+            },
             "manifests": ["objects.json"],
         },
     }
@@ -163,7 +174,7 @@ def test_rules_that_are_made_anew_stay_the_same(cluster: Cluster) -> None:
     eventually(lambda: answers(cluster, "a", "10.96.0.80", "b"), "the Service answers")
 
 
-@pytest.mark.parametrize("variant", OPTIONS)
+@pytest.mark.parametrize("variant", EACH)
 def test_node_that_loses_its_power_is_not_missed_and_comes_back_with_its_pods(
     variant: str, tmp_path: Path
 ) -> None:
