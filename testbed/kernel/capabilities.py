@@ -89,8 +89,8 @@ CAPABILITIES: Mapping[str, Capability] = {
         Capability(
             "wireguard",
             "encrypted overlays (backend wireguard of dataplane flannel)",
-            "load the module ('sudo modprobe wireguard') and install the package wireguard-tools ('make setup' "
-            "does), or use a kernel built with CONFIG_WIREGUARD",
+            "load the module ('sudo modprobe wireguard') and install the package wireguard-tools ('make "
+            "setup' does), or use a kernel built with CONFIG_WIREGUARD",
             ("wg",),
             optional=True,
             version="--version",

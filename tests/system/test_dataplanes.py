@@ -39,8 +39,9 @@ def mode_of(variant: str) -> str:
 
 def needs(variant: str) -> frozenset[str]:
     """What a dataplane with its options and its proxy mode needs, and what is asked of each of them."""
+    options = {key: value for key, value in OPTIONS[variant].items() if key != "name"}
     dataplane = dataplanes.get(OPTIONS[variant]["name"])
-    return needs_of(dataplane, OPTIONS[variant]) | proxiers.get(mode_of(variant)).needs | {"ifb"}
+    return needs_of(dataplane, options) | proxiers.get(mode_of(variant)).needs | {"ifb"}
 
 
 EACH = [pytest.param(variant, marks=pytest.mark.needs(*sorted(needs(variant)))) for variant in OPTIONS]
