@@ -225,7 +225,9 @@ def test_a_peer_of_wireguard_is_allowed_its_subnet_and_nothing_else(wireguard: L
 
 
 @pytest.mark.needs("wireguard")
-def test_packet_across_is_encrypted_between_the_nodes_and_plain_on_the_device(wireguard: Lab) -> None:
+def test_packet_across_in_wireguard_is_encrypted_on_the_underlay_alone(
+    wireguard: Lab,
+) -> None:
     ping(wireguard.a, IP["b1"], where="uid-a1")  # the handshake
     with captured(wireguard.a, "eth0") as underlay, captured(wireguard.a, "flannel-wg") as tunnel:
         assert ping(wireguard.a, IP["b1"], where="uid-a1") == 62

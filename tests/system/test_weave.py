@@ -10,103 +10,58 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from cell_lab import Outer, captured, counted, curl, dissected, echoes, mac, ok, ping, told
+from cell_lab import (
+    NODE_PORT,
+    OUTSIDE,
+    VIP,
+    A,
+    B,
+    Lab,
+    Outer,
+    captured,
+    counted,
+    curl,
+    dissected,
+    echoes,
+    in_mode,
+    in_modes,
+    lab_spec,
+    mac,
+    ok,
+    ping,
+    pod,
+    services,
+    told,
+    written,
+)
 
 from testbed.api.cluster import Cluster
 from testbed.dataplane.weave.names import peer_name
 
-ROOT = Path(__file__).parents[2]
-A, B, OUTSIDE = "172.18.0.2", "172.18.0.3", "172.18.0.254"
 A1, A2, A3, B1, B2, B3 = "10.32.0.2", "10.32.0.3", "10.32.0.4", "10.40.0.1", "10.40.0.2", "10.40.0.3"
 BRIDGE = {"a": "10.32.0.1", "b": "10.40.0.0"}
-VIP = {"one": "10.96.0.11", "near": "10.96.0.12", "self": "10.96.0.13"}
 PODS = ("a1", "a2", "a3", "b1", "b2", "b3")
-NODE_PORT = {"one": 30081, "near": 30082}
-
-POD = """\
-apiVersion: v1
-kind: Pod
-metadata: {{name: {name}, labels: {{app: {name}}}}}
-spec: {{nodeName: {node}, containers: [{{name: web, image: nginx, ports: [{{containerPort: 8080}}]}}]}}
----
-"""
-SERVICE = """\
-apiVersion: v1
-kind: Service
-metadata: {{name: {name}}}
-spec:
-  clusterIP: {vip}
-  type: {type}
-  selector: {{app: {app}}}
-  ports: [{{port: 80, targetPort: 8080{node_port}}}]
----
-"""
 
 
-def objects() -> str:
-    pods = "".join(POD.format(name=name, node=name[0]) for name in PODS)
-    return pods + "".join(
-        SERVICE.format(
-            name=name,
-            vip=vip,
-            app={"one": "b1", "near": "a2", "self": "a1"}[name],
-            type="NodePort" if name in NODE_PORT else "ClusterIP",
-            node_port=f", nodePort: {NODE_PORT[name]}" if name in NODE_PORT else "",
-        )
-        for name, vip in VIP.items()
-    )
-
-
-class Lab:
-    """The running lab by the names of the comparison: places, and the host ends of pods."""
-
-    def __init__(self, cluster: Cluster, mode: str) -> None:
-        self.cluster, self.mode = cluster, mode
-        self.a, self.b, self.o = cluster.node("a"), cluster.node("b"), cluster.host("o")
-        self.a1, self.a2, self.b1 = (cluster.pod(name) for name in ("a1", "a2", "b1"))
-
-    def host_end(self, pod: str) -> str:
-        """The name of a pod's device on its node."""
-        place, node = self.cluster.pod(pod), self.cluster.node(pod[0])
-        (link,) = told(place, "ip", "-json", "link", "show", "eth0")
-        found = [each for each in told(node, "ip", "-json", "link") if each["ifindex"] == link["link_index"]]
-        return str(found[0]["ifname"])
-
-
-@pytest.fixture(scope="module", params=["fastdp", "sleeve"])
-def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    mode = request.param
-    tmp = tmp_path_factory.mktemp("weave")
-    text = (ROOT / "topologies" / "cni-lab.yaml").read_text()
+@contextmanager
+def running(mode: str, tmp: Path, called: str = "") -> Iterator[Lab]:
+    """The lab in one mode."""
+    text = lab_spec(called or f"weave-{mode}", f"name: weave, mode: {mode}")
     text = re.sub(r", podCIDR: 10\.244\.\d\.0/24", "", text).replace("    podCIDR: 10.244.0.0/16\n", "")
-    text = text.replace("name: cni-lab", f"name: weave-{mode}")
-    text = text.replace("  network:\n", f"  network:\n    dataplane: {{name: weave, mode: {mode}}}\n")
-    text = text.replace("spec:\n", "spec:\n  dns: {enabled: false}\n", 1)
     (tmp / "lab.yaml").write_text(text)
-    (tmp / "objects.yaml").write_text(objects())
-    with Cluster.up(tmp / "lab.yaml", manifests=[tmp / "objects.yaml"]) as cluster:
+    with Cluster.up(tmp / "lab.yaml", manifests=[written(tmp, *map(pod, PODS), *services())]) as cluster:
         lab = Lab(cluster, mode)
         for place in (lab.a1, lab.a2):
             ping(place, B1)  # each knows the others from here on
         yield lab
 
 
-@pytest.fixture
-def fastdp(lab: Lab) -> Lab:
-    if lab.mode != "fastdp":
-        pytest.skip("a cell of fastdp")
-    return lab
-
-
-@pytest.fixture
-def sleeve(lab: Lab) -> Lab:
-    if lab.mode != "sleeve":
-        pytest.skip("a cell of sleeve")
-    return lab
+fastdp, sleeve = (in_mode(running, mode) for mode in ("fastdp", "sleeve"))
+lab = in_modes("fastdp", "sleeve")
 
 
 # --- §1 addressing --------------------------------------------------------------------------------------
@@ -452,9 +407,7 @@ def test_pod_that_is_its_own_backend_sees_the_bridge_and_needs_hairpin(lab: Lab)
 def test_outside_sees_the_nodes_address_and_the_rule_counts_it(lab: Lab) -> None:
     words = "-s 10.32.0.0/12 ! -d 10.32.0.0/12"
     before = counted(lab.a, "nat", "WEAVE", words)
-    with captured(
-        lab.o, ok(lab.o, "sh", "-c", "ip -o route get 172.18.0.2").split("dev ")[1].split()[0]
-    ) as seen:
+    with captured(lab.o, lab.o_device) as seen:
         ping(lab.a1, OUTSIDE)
     (echo,) = echoes(seen)
     assert (echo["src"], echo["ttl"], echo["length"]) == (A, 63, 98)
@@ -512,17 +465,16 @@ def test_policy_drop_of_forward_stops_nobody(lab: Lab) -> None:
         ok(lab.a, "iptables", "-P", "FORWARD", "ACCEPT")
 
 
-def test_after_the_last_pod_the_nodes_own_devices_remain(lab: Lab, tmp_path: Path) -> None:
-    """The last test of a mode: it takes the pods away."""
-    manifest = tmp_path / "objects.yaml"
-    manifest.write_text(objects())
-    lab.cluster.delete(manifest)
-    lab.cluster.settle()
-    mine = {"weave", "vethwe-bridge"}
-    mine |= {"datapath", "vethwe-datapath", "vxlan-6784"} if lab.mode == "fastdp" else {"vethwe-pcap"}
-    links = {link["ifname"] for link in told(lab.a, "ip", "-json", "link")}
-    assert links == {"lo", "eth0"} | mine
-    chains = set(re.findall(r"^:(WEAVE\S*)", ok(lab.a, "iptables-save"), re.M))
-    assert chains == {"WEAVE", "WEAVE-NPC", "WEAVE-NPC-DEFAULT", "WEAVE-NPC-INGRESS"} | {
-        f"WEAVE-NPC-EGRESS{end}" for end in ("", "-DEFAULT", "-CUSTOM", "-ACCEPT")
-    }
+@pytest.mark.parametrize("mode", ["fastdp", "sleeve"])
+def test_after_the_last_pod_the_nodes_own_devices_remain(mode: str, tmp_path: Path) -> None:
+    with running(mode, tmp_path, f"weave-{mode}-empty") as lab:
+        lab.cluster.delete(tmp_path / "objects.json")
+        lab.cluster.settle()
+        mine = {"weave", "vethwe-bridge"}
+        mine |= {"datapath", "vethwe-datapath", "vxlan-6784"} if mode == "fastdp" else {"vethwe-pcap"}
+        links = {link["ifname"] for link in told(lab.a, "ip", "-json", "link")}
+        assert links == {"lo", "eth0"} | mine
+        chains = set(re.findall(r"^:(WEAVE\S*)", ok(lab.a, "iptables-save"), re.M))
+        assert chains == {"WEAVE", "WEAVE-NPC", "WEAVE-NPC-DEFAULT", "WEAVE-NPC-INGRESS"} | {
+            f"WEAVE-NPC-EGRESS{end}" for end in ("", "-DEFAULT", "-CUSTOM", "-ACCEPT")
+        }
