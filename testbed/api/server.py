@@ -256,14 +256,7 @@ async def _watch(request: web.Request, kind: Kind, namespace: str | None) -> web
 async def _create(request: web.Request) -> web.Response:
     kind = _kind(request)
     obj = _placed(await json_body(request), kind, request.match_info.get("namespace", ""))
-    refuse_node(kind, str(obj["metadata"].get("name", "")))
     return web.json_response(request.app[STORE].create(obj), status=201)
-
-
-def refuse_node(kind: Kind, name: str) -> None:
-    """Nodes are made of the fabric and can be neither created nor deleted as objects. Raises ApiError."""
-    if kind.kind == "Node":
-        raise ApiError.forbidden(kind, name, "nodes come from the cluster's spec")
 
 
 def _placed(obj: Object, kind: Kind, namespace: str, name: str = "") -> Object:
@@ -336,7 +329,6 @@ def _rescale(store: Store, kind: Kind, namespace: str, name: str, body: Object) 
 async def _delete(request: web.Request) -> web.Response:
     kind, namespace, name = _names(request)
     store = request.app[STORE]
-    refuse_node(kind, name)
     options = await _delete_options(request)
     preconditions = options.get("preconditions") or {}
     version = preconditions.get("resourceVersion")
@@ -348,7 +340,8 @@ async def _delete(request: web.Request) -> web.Response:
 
 async def _delete_all(request: web.Request) -> web.Response:
     kind = _kind(request)
-    refuse_node(kind, "")
+    if kind.kind == "Node":
+        raise ApiError.forbidden(kind, "", "nodes leave one by one")
     store = request.app[STORE]
     options = await _delete_options(request)
     doomed = store.list(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from testbed.records import Event, Run
+from testbed.records import NODE_CHANGES, Event, Run
 from testbed.report import svg
 from testbed.report.colours import RUNS, VERDICTS
 from testbed.report.pieces import card, table
@@ -93,7 +93,7 @@ def _loads(run: Run) -> Iterator[Load]:
         if len(samples) < 2:
             continue
         start, end = float(samples["at"].min()), float(samples["at"].max())
-        changes = frame[(frame["kind"] == "programming") & frame["at"].between(start, end)]
+        changes = frame[_of_services(frame) & frame["at"].between(start, end)]
         yield Load(
             named(variant, step),
             str(begun.detail.get("about", "")),
@@ -341,9 +341,14 @@ def sizes(sized: pd.DataFrame, colours: dict[str, str], width: float = 560.0, he
 # --- rules that follow ------------------------------------------------------------------------------------
 
 
+def _of_services(samples: pd.DataFrame) -> pd.Series[bool]:
+    """Those that say how soon rules followed a Service."""
+    return samples["kind"].eq("programming") & samples["step"].ne(NODE_CHANGES)
+
+
 def programming(samples: pd.DataFrame) -> str:
     """The section on network programming latency; "" where no Service changed."""
-    found = samples[(samples["kind"] == "programming") & samples["seconds"].notna()]
+    found = samples[_of_services(samples) & samples["seconds"].notna()]
     lines = [
         Line(str(variant) or "all nodes", colour, np.maximum(rows["seconds"].to_numpy(dtype=float), 1e-6))
         for (variant, rows), colour in zip(found.groupby("variant", sort=False), RUNS, strict=False)

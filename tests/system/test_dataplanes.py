@@ -16,6 +16,7 @@ import pytest
 from cell_lab import ok, told
 
 from testbed import Cluster
+from testbed.api.client import RequestFailed
 from testbed.dataplane import dataplanes, needs_of
 from testbed.proxy import proxiers
 from testbed.wait import wait_until
@@ -45,6 +46,9 @@ def needs(variant: str) -> frozenset[str]:
 
 
 EACH = [pytest.param(variant, marks=pytest.mark.needs(*sorted(needs(variant)))) for variant in OPTIONS]
+
+LEFT_BY_PLUGINS = frozenset({"cni0"})
+"""What DEL leaves on a node, as on a real one: the bridge, and the chains that host ports had rules in."""
 
 LIMITS = {"kubernetes.io/ingress-bandwidth": "20M", "kubernetes.io/egress-bandwidth": "10M"}
 
@@ -173,6 +177,55 @@ def test_rules_that_are_made_anew_stay_the_same(cluster: Cluster) -> None:
     cluster.settle()
     assert all_reach(cluster)
     eventually(lambda: answers(cluster, "a", "10.96.0.80", "b"), "the Service answers")
+
+
+@pytest.mark.parametrize("variant", EACH)
+def test_node_that_leaves_is_forgotten_and_one_that_joins_is_reached(variant: str, tmp_path: Path) -> None:
+    """The machine of a node that left is as it was; its pods are gone, and nothing leads there any more."""
+    with up(variant, tmp_path, "member") as cluster:
+        leave_and_join(cluster, LEFT_BY_PLUGINS if variant == "cni" else frozenset())
+
+
+def leave_and_join(cluster: Cluster, left: frozenset[str]) -> None:
+    address_of = {node: f"192.168.100.1{node[-1]}" for node in ("node-1", "node-2", "node-3")}
+    cluster.client.delete("/api/v1/nodes/node-3")
+    assert {node["metadata"]["name"] for node in cluster.client.get("/api/v1/nodes")["items"]} == {
+        *("node-1", "node-2")
+    }
+    eventually(lambda: "c" not in _names(cluster), "its pod is gone")
+    assert all_reach(cluster, "ab")
+    machine = cluster.host("node-3")
+    links = {link["ifname"] for link in told(machine, "ip", "-json", "link")}
+    assert links - {"tunl0"} == {"lo", "eth0"} | left  # tunl0 is in every netns of a kernel that has it
+    rules = [line for line in ok(machine, "iptables-save").splitlines() if line.startswith("-A ")]
+    assert [rule for rule in rules if not (left and "CNI-" in rule)] == []
+    eventually(
+        lambda: all(address_of["node-3"] not in leading(cluster, node) for node in ("node-1", "node-2")),
+        "nothing leads to the node any more",
+    )
+    with pytest.raises(RequestFailed, match="not found"):
+        cluster.node("node-3").run(["true"])
+    labels = {"tier": "spare"}
+    node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-3", "labels": labels}}
+    joined = cluster.client.post("/api/v1/nodes", node)
+    assert joined["metadata"]["labels"].items() >= {**labels, "kubernetes.io/hostname": "node-3"}.items()
+    cluster.client.post("/api/v1/namespaces/default/pods", pod("c", "node-3"))
+    eventually(lambda: all_reach(cluster), "the node's new pod is reached")
+    eventually(lambda: answers(cluster, "c", "10.96.0.80", "b"), "its Services are there")
+    followed = cluster.programming(of="nodes")["items"]
+    assert sorted((each["what"], each["name"], each["node"]) for each in followed) == [
+        (what, "node-3", node) for what in ("added", "deleted") for node in address_of
+    ]
+    assert all(each["seconds"] > 0 for each in followed)
+
+
+def leading(cluster: Cluster, node: str) -> str:
+    """What on a node leads to others: routes, forwarding entries, sets of nodes, WireGuard's peers; what a
+    device has learned ages by itself."""
+    programs = (["ip", "route"], ["ip", "neigh", "show", "nud", "permanent"], ["ipset", "save"])
+    shown = [ok(cluster.node(node), *argv) for argv in programs]
+    shown += [line for line in ok(cluster.node(node), "bridge", "fdb").splitlines() if "permanent" in line]
+    return "\n".join([*shown, cluster.node(node).run(["wg", "show", "all", "endpoints"]).stdout])
 
 
 @pytest.mark.parametrize("variant", EACH)
