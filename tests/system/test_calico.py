@@ -572,16 +572,16 @@ def test_pod_may_speak_to_its_own_node(lab: Lab) -> None:
 def test_without_a_default_route_nobody_answers_for_a_new_pods_gateway(lab: Lab, tmp_path: Path) -> None:
     """Check 2: proxy ARP answers only for what the node routes elsewhere."""
     late_pod = written(tmp_path, on_node("late", "a"))
-    ok(lab.a, "ip", "route", "delete", "default")
-    try:
+    with lab.cluster.fault("no-default-route", "a"):
+        assert told(lab.a, "ip", "-json", "route", "show", "default") == []
         lab.cluster.apply(late_pod)
         lab.cluster.wait(ready="app=late")
         late = lab.cluster.pod("late")
         assert not answers(late, lab.ip["a2"])
         (entry,) = told(late, "ip", "-json", "neighbour", "show", "169.254.1.1")
         assert entry["state"][0] in ("INCOMPLETE", "FAILED")
-    finally:
-        ok(lab.a, "ip", "route", "add", "default", "via", OUTSIDE)
+    (default,) = told(lab.a, "ip", "-json", "route", "show", "default")
+    assert (default["gateway"], default["dev"]) == (OUTSIDE, "eth0")
     wait_until(lambda: answers(late, lab.ip["a2"]), 10, "the gateway answers")
     lab.cluster.delete(late_pod)
     lab.cluster.settle()
@@ -598,6 +598,16 @@ def test_without_a_peers_entries_just_its_pods_are_lost(vxlan: Lab) -> None:
     finally:
         ok(vxlan.a, *(word if word != "del" else "append" for word in entry), "self", "permanent")
     assert answers(vxlan.a1, vxlan.ip["b1"])
+
+
+def test_masqueraded_packets_with_bad_checksums_are_lost_across_and_others_are_not(vxlan: Lab) -> None:
+    """The offload fault of kernels before 5.7: what kube-proxy masquerades is lost in the tunnel."""
+    url = f"http://{A}:{NODE_PORT['one']}/hostname"
+    with vxlan.cluster.fault("checksum-fault", "b", share=1.0):
+        assert curl(vxlan.o, url, "-m1").code == 28
+        assert answers(vxlan.a1, vxlan.ip["b1"])
+        assert curl(vxlan.a1, f"http://{VIP['one']}/hostname").stdout.strip() == "b1"
+    assert curl(vxlan.o, url).stdout.strip() == "b1"
 
 
 # --- what changes -------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ from typing import Any
 
 import msgspec
 
-from testbed.errors import InputError
 from testbed.scenario.model import Context, Step, step
 
 
@@ -21,10 +20,12 @@ class Node(Step, frozen=True, kw_only=True):
     join: str = ""
     labels: dict[str, str] = msgspec.field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if bool(self.leave) == bool(self.join):
+            raise ValueError("say which node is to leave, or which is to join")
+
     def run(self, context: Context) -> None:
         """Have it leave or join."""
-        if bool(self.leave) == bool(self.join):
-            raise InputError("node: say either leave or join")
         client, name = context.cluster.client, self.leave or self.join
         context.note("node leaves" if self.leave else "node joins", node=name)
         if self.leave:
