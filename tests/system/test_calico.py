@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import cell_lab
+import cells
 import node_lab
 import pytest
 from cell_lab import (
@@ -43,6 +43,7 @@ from cell_lab import (
     told,
     written,
 )
+from cells import Cells, Row
 
 from testbed.api.cluster import Cluster, Place
 from testbed.cluster import daemons
@@ -96,13 +97,21 @@ def received(place: Place, device: str) -> int:
     return int(link["stats64"]["rx"]["packets"]) + int(link["stats64"]["tx"]["packets"])
 
 
-class Lab(cell_lab.Lab):
-    """The lab with the addresses of its pods."""
+class Lab(cells.Lab):
+    """The lab in a mode."""
 
     def __init__(self, cluster: Cluster, mode: str) -> None:
         super().__init__(cluster, mode)
         found = {pod["metadata"]["name"]: pod["status"]["podIP"] for pod in cluster.pods()}
         self.ip = {name: found[name] for name in PODS}
+        self.row = Row(
+            path_mtu=MTU[mode],
+            near_ttl=63,
+            far_ttl=62,
+            far_source=A if mode == "bgp" else self.tunnel_address("a"),
+            near_source=self.to_own_pods(),
+            masquerade=("cali-nat-outgoing", "MASQUERADE"),
+        )
 
     def converge(self) -> None:
         """BGP takes its time; nothing of the comparison is about it."""
@@ -137,10 +146,6 @@ class Lab(cell_lab.Lab):
         """Of a node's tunnel; the first of its block."""
         return str(ip_network(self.block(f"{node}1"))[0])
 
-    def from_node(self) -> str:
-        """What a pod across sees of what node a sends by itself."""
-        return A if self.mode == "bgp" else self.tunnel_address("a")
-
     def to_own_pods(self) -> str:
         """What a pod of node a sees of what the node sends by itself: host ends have no address, so that it
         is that of the node's oldest device; a netns's own tunl0 is older than what is put there."""
@@ -168,6 +173,10 @@ IPIP = (
 lab = in_modes("bgp", "vxlan", *IPIP)
 tunnelled = in_modes("vxlan", *IPIP)
 bird = in_modes("bgp", *IPIP)
+
+
+class TestCells(Cells):
+    """Of these rows."""
 
 
 @pytest.mark.needs("ipip")
@@ -253,21 +262,13 @@ def test_host_end_has_the_fixed_mac_no_address_and_answers_for_the_gateway(lab: 
         assert ok(lab.a, "cat", f"/proc/sys/net/{path}").strip() == value
     ping(lab.a1, lab.ip["b1"])
     known = {(entry["dst"], entry.get("lladdr")) for entry in told(lab.a1, "ip", "-json", "neighbour")}
-    asked = {(lab.to_own_pods(), HOST_MAC)}  # where the node asked whether the pod is still there
+    asked = {(lab.row.near_source, HOST_MAC)}  # where the node asked whether the pod is still there
     assert known - asked == {("169.254.1.1", HOST_MAC)}
 
 
 def test_node_routes_each_pod_by_itself(lab: Lab) -> None:
     route = routes(lab.a)[lab.ip["a1"]]
     assert (route["dev"], route["scope"], route.get("gateway")) == (lab.host_end("a1"), "link", None)
-
-
-def test_unfragmented_packet_of_the_mtu_passes_and_one_byte_more_does_not(lab: Lab) -> None:
-    size = MTU[lab.mode] - 28
-    ping(lab.a1, lab.ip["b1"], "-M", "do", "-s", str(size))
-    refused = lab.a1.run(["ping", "-n", "-c1", "-W1", "-M", "do", "-s", str(size + 1), lab.ip["b1"]])
-    assert refused.code != 0
-    assert "too long" in refused.stdout + refused.stderr
 
 
 # --- §2 control and enforcement ---------------------------------------------------------------------------
@@ -373,39 +374,10 @@ def test_sets_name_the_pool(lab: Lab) -> None:
 # --- §3 TTL, source addresses, counters -------------------------------------------------------------------
 
 
-def test_ttl_is_one_less_on_one_node_and_two_less_across(lab: Lab) -> None:
-    assert ping(lab.a1, lab.ip["a2"]) == 63
-    assert ping(lab.a1, lab.ip["b1"]) == ping(lab.b1, lab.ip["a1"]) == 62
-    with captured(lab.b1, "eth0") as seen:
-        ping(lab.a1, lab.ip["b1"])
-    assert [(frame["src"], frame["ttl"]) for frame in echoes(seen)] == [(lab.ip["a1"], 62)]
-
-
 def test_packets_of_one_node_meet_forward(lab: Lab) -> None:
     before = counted(lab.a, "filter", "FORWARD", "-j cali-FORWARD")
     ping(lab.a1, lab.ip["a2"])
     assert counted(lab.a, "filter", "FORWARD", "-j cali-FORWARD") >= before + 2
-
-
-def test_node_is_seen_by_a_pod_across_with_the_tunnels_address_where_there_is_one(lab: Lab) -> None:
-    with captured(lab.b1, "eth0") as seen:
-        ping(lab.a, lab.ip["b1"])
-    assert [(frame["src"], frame["ttl"]) for frame in echoes(seen)] == [(lab.from_node(), 63)]
-
-
-def test_pod_is_seen_with_its_nodes_address_by_another_node(lab: Lab) -> None:
-    with captured(lab.b, "eth0") as seen:
-        ping(lab.a1, B)
-    assert [frame["src"] for frame in echoes(seen)] == [A]
-
-
-@pytest.mark.parametrize(("service", "backend"), [("one", "b1"), ("near", "a2")])
-def test_node_ports_client_is_seen_with_an_address_of_the_node(lab: Lab, service: str, backend: str) -> None:
-    with captured(lab.cluster.pod(backend), "eth0") as seen:
-        answer = curl(lab.o, f"http://{A}:{NODE_PORT[service]}/hostname")
-    assert (answer.code, answer.stdout.strip()) == (0, backend), answer.stderr
-    sources = {frame["src"] for frame in seen if frame["what"] == "tcp" and frame["way"] == "in"}
-    assert sources == {lab.from_node() if backend == "b1" else lab.to_own_pods()}
 
 
 def test_host_port_is_answered_by_its_pod(lab: Lab) -> None:
@@ -484,49 +456,11 @@ def test_source_port_of_a_flow_stays(vxlan: Lab) -> None:
     assert len(ports) == 1
 
 
-def test_service_is_translated_on_the_clients_node(lab: Lab) -> None:
-    a1, b1 = lab.ip["a1"], lab.ip["b1"]
-    with ExitStack() as stack:
-        p_a1 = stack.enter_context(captured(lab.a1, "eth0"))
-        h_a1 = stack.enter_context(captured(lab.a, lab.host_end("a1")))
-        p_b1 = stack.enter_context(captured(lab.b1, "eth0"))
-        answer = curl(lab.a1, f"http://{VIP['one']}/hostname")
-    assert answer.stdout.strip() == "b1", answer.stderr
-    for seen in (p_a1, h_a1):
-        sent = {(f["dst"], f["dport"]) for f in seen if f["what"] == "tcp" and f["src"] == a1}
-        assert sent == {(VIP["one"], 80)}
-        back = {f["src"] for f in seen if f["what"] == "tcp" and f["dst"] == a1}
-        assert back == {VIP["one"]}
-    arrived = {(f["src"], f["dst"], f["dport"]) for f in p_b1 if f["what"] == "tcp" and f["way"] == "in"}
-    assert arrived == {(a1, b1, 8080)}
-    listing = ok(lab.a, "conntrack", "-L", "-p", "tcp", "--orig-dst", VIP["one"])
-    assert re.search(rf"dst={VIP['one']} .*src={b1} ", listing)
-
-
 @pytest.mark.parametrize("bridged", ["0", "1"])
 def test_backend_of_the_same_node_answers_whatever_bridge_nf_is(lab: Lab, bridged: str) -> None:
     ok(lab.a, "sysctl", "-qw", f"net.bridge.bridge-nf-call-iptables={bridged}")
     answer = curl(lab.a1, f"http://{VIP['near']}/clientip")
     assert answer.stdout.rpartition(":")[0] == lab.ip["a1"], answer.stderr
-
-
-def test_hairpin_is_seen_with_the_nodes_address(lab: Lab) -> None:
-    answer = curl(lab.a1, f"http://{VIP['self']}/clientip")
-    assert answer.stdout.rpartition(":")[0] == lab.to_own_pods(), answer.stderr
-
-
-def test_service_range_is_not_routed(lab: Lab) -> None:
-    (route,) = told(lab.a, "ip", "-json", "route", "get", VIP["one"])
-    assert (route["gateway"], route["dev"]) == (OUTSIDE, "eth0")
-
-
-def test_outside_sees_the_nodes_address(lab: Lab) -> None:
-    before = counted(lab.a, "nat", "cali-nat-outgoing", "MASQUERADE")
-    with captured(lab.o, "eth0") as seen:
-        ping(lab.a1, OUTSIDE)
-    (echo,) = echoes(seen)
-    assert (echo["src"], echo["ttl"], echo["length"]) == (A, 63, 98)
-    assert counted(lab.a, "nat", "cali-nat-outgoing", "MASQUERADE") == before + 1
 
 
 # --- §5 negative checks -----------------------------------------------------------------------------------
@@ -552,15 +486,6 @@ def test_spoofed_source_is_dropped_in_raw(lab: Lab) -> None:
         ping(lab.a1, lab.ip["b1"])
     assert spoofed in {frame["src"] for frame in echoes(sent)}
     assert {frame["src"] for frame in echoes(seen)} == {lab.ip["a1"]}
-
-
-def test_dropping_what_is_forwarded_by_default_does_not_matter(lab: Lab) -> None:
-    """Check 8: felix accepts what its policies accepted."""
-    ok(lab.a, "iptables", "-P", "FORWARD", "DROP")
-    try:
-        ping(lab.a1, lab.ip["b1"])
-    finally:
-        ok(lab.a, "iptables", "-P", "FORWARD", "ACCEPT")
 
 
 def test_pod_may_speak_to_its_own_node(lab: Lab) -> None:
