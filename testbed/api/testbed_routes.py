@@ -29,6 +29,7 @@ from testbed.cluster.runtime import Runtime, Target
 from testbed.kernel.channel import Answers, AsyncChannel, ChannelClosed
 from testbed.objects.apply import apply_all
 from testbed.objects.status import ApiError
+from testbed.objects.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -47,13 +48,10 @@ def routes(runtime: Runtime, measurements: Any, membership: Membership) -> list[
         objects = body.get("objects")
         if not isinstance(objects, list):
             raise ApiError.bad_request("objects: must be a list")
-        for obj in objects:
-            if isinstance(obj, dict) and obj.get("kind") == "Node":
-                name = str((obj.get("metadata") or {}).get("name", ""))
-                if runtime.plane.store.find("Node", "", name) is None:
-                    await membership.join(obj)
+        joined = await _join_new(runtime.plane.store, objects, membership)
         results = apply_all(runtime.plane.store, objects)
-        return web.json_response({"results": [list(result) for result in results]})
+        done = [(kind, name, "created" if (kind, name) in joined else act) for kind, name, act in results]
+        return web.json_response({"results": done})
 
     async def settle(request: web.Request) -> web.Response:
         settled = await runtime.plane.settle(_seconds(request.query.get("timeout", "30")))
@@ -131,6 +129,18 @@ def routes(runtime: Runtime, measurements: Any, membership: Membership) -> list[
         web.post(f"{group}/hosts/{{name}}/exec", host_exec),
         web.post(f"{group}/shell", shell),
     ]
+
+
+async def _join_new(store: Store, objects: list[Any], membership: Membership) -> set[tuple[str, str]]:
+    """Have the Nodes among objects that are none yet join; returns them as results name them."""
+    joined = set()
+    for obj in objects:
+        if isinstance(obj, dict) and obj.get("kind") == "Node":
+            name = str((obj.get("metadata") or {}).get("name", ""))
+            if store.find("Node", "", name) is None:
+                await membership.join(obj)
+                joined.add(("node", name))
+    return joined
 
 
 def programming_document(latencies: Proxying | Naming | Membership, since: int) -> dict[str, Any]:

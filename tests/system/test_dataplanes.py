@@ -207,7 +207,9 @@ def leave_and_join(cluster: Cluster, left: frozenset[str]) -> None:
         cluster.node("node-3").run(["true"])
     labels = {"tier": "spare"}
     node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-3", "labels": labels}}
-    joined = cluster.client.post("/api/v1/nodes", node)
+    answer = cluster.client.post("/apis/testbed/v1/manifests", {"objects": [node]})
+    assert answer["results"] == [["node", "node-3", "created"]]
+    joined = cluster.client.get("/api/v1/nodes/node-3")
     assert joined["metadata"]["labels"].items() >= {**labels, "kubernetes.io/hostname": "node-3"}.items()
     cluster.client.post("/api/v1/namespaces/default/pods", pod("c", "node-3"))
     eventually(lambda: all_reach(cluster), "the node's new pod is reached")
