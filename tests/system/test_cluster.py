@@ -358,7 +358,7 @@ def test_nodes_come_from_the_spec_alone(cluster: Cluster) -> None:
     there = {**node, "metadata": {"name": "node-1"}}
     with pytest.raises(RequestFailed, match='nodes "node-1" already exists'):
         cluster.client.post("/api/v1/nodes", there)
-    with pytest.raises(RequestFailed, match="nodes leave one by one"):
+    with pytest.raises(RequestFailed, match="nodes join and leave one by one"):
         cluster.client.delete("/api/v1/nodes")
     with pytest.raises(RequestFailed, match='nodes "node-9" not found'):
         cluster.client.delete("/api/v1/nodes/node-9")
