@@ -265,6 +265,10 @@ def path_samples(step: str, answer: Mapping[str, Any]) -> list[Sample]:
     return samples
 
 
+NODE_CHANGES: Final = "node changes"
+"""The step of samples that say how soon a node followed another one's coming or going."""
+
+
 def programming_samples(answer: Mapping[str, Any], step: str = "network programming") -> list[Sample]:
     """The samples of an answer of the API about programming latency, one per change and node."""
     return [
@@ -308,7 +312,9 @@ class Event(msgspec.Struct, frozen=True):
     detail: dict[str, Any] = {}
 
 
-CHANGES: Final = frozenset({"fault applied", "fault healed", "applying", "deleting", "rollout begun"})
+CHANGES: Final = frozenset(
+    {"fault applied", "fault healed", "applying", "deleting", "rollout begun", "node leaves", "node joins"}
+)
 """Events after which a network has to converge."""
 
 

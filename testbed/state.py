@@ -21,7 +21,7 @@ NODE = "node"
 """The name of a node's own netns where a change says which netns it is for; a pod's is its uid."""
 
 
-MADE_ALONE = ("veth", "bridge", "vxlan", "ipip", "dummy", "ifb")
+MADE_ALONE = ("veth", "bridge", "vxlan", "ipip", "wireguard", "dummy", "ifb")
 """Kinds of links that a change of a netns makes and deletes, a veth with its other end; the others come with
 pods, as a veth's other end, or with the fabric."""
 
@@ -46,6 +46,13 @@ class Ipip(msgspec.Struct, frozen=True, omit_defaults=True):
     local: str
 
 
+class Wireguard(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The attributes of a WireGuard link: the UDP port it listens on, its private key in base64."""
+
+    port: int
+    key: str
+
+
 class Link(msgspec.Struct, frozen=True, omit_defaults=True):
     """One network device.
 
@@ -58,7 +65,7 @@ class Link(msgspec.Struct, frozen=True, omit_defaults=True):
     """
 
     name: str
-    kind: Literal["veth", "peer", "bridge", "vxlan", "ipip", "dummy", "ifb", "existing"]
+    kind: Literal["veth", "peer", "bridge", "vxlan", "ipip", "wireguard", "dummy", "ifb", "existing"]
     up: bool = True
     mtu: int | None = None
     mac: str | None = None
@@ -67,6 +74,7 @@ class Link(msgspec.Struct, frozen=True, omit_defaults=True):
     peer: str | None = None
     vxlan: Vxlan | None = None
     ipip: Ipip | None = None
+    wireguard: Wireguard | None = None
     nf_call_iptables: bool = False
     tx_checksum: bool = True
 
@@ -119,6 +127,18 @@ class FdbEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     dev: str
     mac: str
     dst: str
+
+
+class Peer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A peer of a WireGuard device. key: its public key in base64; endpoint: ``172.18.0.3:51820``, IPv6 in
+    brackets; allowed: ranges whose addresses are there, and may come from there; keepalive: seconds, 0: none.
+    """
+
+    dev: str
+    key: str
+    endpoint: str
+    allowed: tuple[str, ...]
+    keepalive: int = 0
 
 
 class Shaper(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -265,17 +285,18 @@ class RealServer(msgspec.Struct, frozen=True, omit_defaults=True):
 
 class NetnsState(msgspec.Struct, frozen=True, omit_defaults=True):
     """What is in one network namespace. Keys: links by name, addresses by (dev, address), routes by dst,
-    neighbours by (dev, dst), fdb by (dev, mac, dst), shapers and redirects by dev, sysctls by path below
-    /proc/sys with slashes, chains by (family, table, name), ipsets by name, nft_tables by (family, name),
-    nft_chains and nft_sets by (family, table, name), nft_elements by (family, table, set, key), udp by
-    (family, address, port), virtual_servers by (protocol, address:port), real_servers by (protocol,
-    address:port of the virtual server, address:port)."""
+    neighbours by (dev, dst), fdb by (dev, mac, dst), peers by (dev, key), shapers and redirects by dev,
+    sysctls by path below /proc/sys with slashes, chains by (family, table, name), ipsets by name, nft_tables
+    by (family, name), nft_chains and nft_sets by (family, table, name), nft_elements by (family, table, set,
+    key), udp by (family, address, port), virtual_servers by (protocol, address:port), real_servers by
+    (protocol, address:port of the virtual server, address:port)."""
 
     links: dict[str, Link] = {}
     addresses: dict[tuple[str, str], Address] = {}
     routes: dict[str, Route] = {}
     neighbours: dict[tuple[str, str], Neighbour] = {}
     fdb: dict[tuple[str, str, str], FdbEntry] = {}
+    peers: dict[tuple[str, str], Peer] = {}
     sysctls: dict[str, str] = {}
     chains: dict[tuple[str, str, str], Chain] = {}
     ipsets: dict[str, IpSet] = {}

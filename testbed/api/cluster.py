@@ -295,10 +295,13 @@ class Cluster:
         answer = self.client.post("/apis/testbed/v1/reachability", request)
         return reachability_frame(answer)
 
-    def programming(self, since: str = "0", of: Literal["rules", "names"] = "rules") -> dict[str, Any]:
+    def programming(
+        self, since: str = "0", of: Literal["rules", "names", "nodes"] = "rules"
+    ) -> dict[str, Any]:
         """How long changes of Services took until they were in force on each node; ``docs/results.md``.
 
-        since: a resourceVersion; only later changes are listed. of: the nodes' rules, or cluster DNS.
+        since: a resourceVersion; only later changes are listed. of: the nodes' rules, cluster DNS, or
+        nodes that come and go.
         """
         answer: dict[str, Any] = self.client.get("/apis/testbed/v1/programming", since=since, of=of)
         return answer

@@ -56,12 +56,13 @@ async def _serve(context: DaemonContext, order: Order) -> None:
     # Imported here: in the daemon they load while the fabric builds, and no other process pays for them.
     from aiohttp import web
 
-    from testbed.api import fault_routes, incluster, policy_routes
+    from testbed.api import fault_routes, incluster, node_routes, policy_routes
     from testbed.api.server import application
     from testbed.api.sources import ClusterSources
     from testbed.api.testbed_routes import routes
     from testbed.cluster.clock import LoopClock
     from testbed.cluster.controlplane import ControlPlane
+    from testbed.cluster.membership import Membership
     from testbed.cluster.runtime import Runtime
     from testbed.faults.service import Faults
     from testbed.kernel import certificates
@@ -83,11 +84,13 @@ async def _serve(context: DaemonContext, order: Order) -> None:
         LoopClock(),
     )
     runtime = Runtime(context.name, order.spec, plane, context.fabric, context.zygote, order.topo)
+    membership = Membership(runtime)
     measurements = Measurements(ClusterSources(runtime))
     own = [
-        *routes(runtime, measurements),
+        *routes(runtime, measurements, membership),
         *policy_routes.routes(runtime, measurements),
         *fault_routes.routes(Faults(runtime)),
+        *node_routes.routes(membership),
     ]
     app = application(order.store, own)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)

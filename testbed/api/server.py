@@ -256,14 +256,15 @@ async def _watch(request: web.Request, kind: Kind, namespace: str | None) -> web
 async def _create(request: web.Request) -> web.Response:
     kind = _kind(request)
     obj = _placed(await json_body(request), kind, request.match_info.get("namespace", ""))
-    refuse_node(kind, str(obj["metadata"].get("name", "")))
+    _refuse_node(kind, str(obj["metadata"].get("name", "")))
     return web.json_response(request.app[STORE].create(obj), status=201)
 
 
-def refuse_node(kind: Kind, name: str) -> None:
-    """Nodes are made of the fabric and can be neither created nor deleted as objects. Raises ApiError."""
+def _refuse_node(kind: Kind, name: str) -> None:
+    """A Node that is created or deleted as an object alone would be none of a machine's: nodes join and leave
+    by routes of their own (``node_routes``), on the cluster's socket. Raises ApiError."""
     if kind.kind == "Node":
-        raise ApiError.forbidden(kind, name, "nodes come from the cluster's spec")
+        raise ApiError.forbidden(kind, name, "nodes join and leave one by one, on the cluster's own socket")
 
 
 def _placed(obj: Object, kind: Kind, namespace: str, name: str = "") -> Object:
@@ -336,7 +337,7 @@ def _rescale(store: Store, kind: Kind, namespace: str, name: str, body: Object) 
 async def _delete(request: web.Request) -> web.Response:
     kind, namespace, name = _names(request)
     store = request.app[STORE]
-    refuse_node(kind, name)
+    _refuse_node(kind, name)
     options = await _delete_options(request)
     preconditions = options.get("preconditions") or {}
     version = preconditions.get("resourceVersion")
@@ -348,7 +349,7 @@ async def _delete(request: web.Request) -> web.Response:
 
 async def _delete_all(request: web.Request) -> web.Response:
     kind = _kind(request)
-    refuse_node(kind, "")
+    _refuse_node(kind, "")
     store = request.app[STORE]
     options = await _delete_options(request)
     doomed = store.list(

@@ -19,16 +19,17 @@ import msgspec
 from aiohttp import web
 
 from testbed.api.client import UPGRADE
-from testbed.api.server import json_body, refuse_node
+from testbed.api.server import json_body
 from testbed.cluster import naming
+from testbed.cluster.membership import Membership
 from testbed.cluster.messages import AnyMessage, Exec, Failed, OpenShell, Signal, Started
 from testbed.cluster.naming import Naming
 from testbed.cluster.proxying import BUCKETS, Proxying, exposition
 from testbed.cluster.runtime import Runtime, Target
 from testbed.kernel.channel import Answers, AsyncChannel, ChannelClosed
 from testbed.objects.apply import apply_all
-from testbed.objects.kinds import BY_NAME
 from testbed.objects.status import ApiError
+from testbed.objects.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ STANDARD_FILES = 3
 """Descriptors that come with a program to run: input, output and error."""
 
 
-def routes(runtime: Runtime, measurements: Any) -> list[web.RouteDef]:
+def routes(runtime: Runtime, measurements: Any, membership: Membership) -> list[web.RouteDef]:
     """All routes of the group. measurements: ``measure.service.Measurements``."""
 
     async def cluster(request: web.Request) -> web.Response:
@@ -47,13 +48,10 @@ def routes(runtime: Runtime, measurements: Any) -> list[web.RouteDef]:
         objects = body.get("objects")
         if not isinstance(objects, list):
             raise ApiError.bad_request("objects: must be a list")
-        for obj in objects:
-            if isinstance(obj, dict) and obj.get("kind") == "Node":
-                name = str((obj.get("metadata") or {}).get("name", ""))
-                if runtime.plane.store.find("Node", "", name) is None:
-                    refuse_node(BY_NAME["Node"], name)
+        joined = await _join_new(runtime.plane.store, objects, membership)
         results = apply_all(runtime.plane.store, objects)
-        return web.json_response({"results": [list(result) for result in results]})
+        done = [(kind, name, "created" if (kind, name) in joined else act) for kind, name, act in results]
+        return web.json_response({"results": done})
 
     async def settle(request: web.Request) -> web.Response:
         settled = await runtime.plane.settle(_seconds(request.query.get("timeout", "30")))
@@ -79,10 +77,14 @@ def routes(runtime: Runtime, measurements: Any) -> list[web.RouteDef]:
         if not since.isdecimal():
             raise ApiError.bad_request(f"since: must be a resourceVersion, not {since!r}")
         plane = runtime.plane
-        latencies: dict[str, Proxying | Naming] = {"rules": plane.proxying, "names": plane.naming}
+        latencies: dict[str, Proxying | Naming | Membership] = {
+            "rules": plane.proxying,
+            "names": plane.naming,
+            "nodes": membership,
+        }
         of = request.query.get("of", "rules")
         if of not in latencies:
-            raise ApiError.bad_request(f"of: must be {' or '.join(latencies)}, not {of!r}")
+            raise ApiError.bad_request(f"of: must be one of {', '.join(latencies)}, not {of!r}")
         return web.json_response(programming_document(latencies[of], int(since)))
 
     async def metrics(request: web.Request) -> web.Response:
@@ -129,7 +131,19 @@ def routes(runtime: Runtime, measurements: Any) -> list[web.RouteDef]:
     ]
 
 
-def programming_document(latencies: Proxying | Naming, since: int) -> dict[str, Any]:
+async def _join_new(store: Store, objects: list[Any], membership: Membership) -> set[tuple[str, str]]:
+    """Have the Nodes among objects that are none yet join; returns them as results name them."""
+    joined = set()
+    for obj in objects:
+        if isinstance(obj, dict) and obj.get("kind") == "Node":
+            name = str((obj.get("metadata") or {}).get("name", ""))
+            if store.find("Node", "", name) is None:
+                await membership.join(obj)
+                joined.add(("node", name))
+    return joined
+
+
+def programming_document(latencies: Proxying | Naming | Membership, since: int) -> dict[str, Any]:
     """How long changes took until they were in force on each node; ``docs/results.md``."""
     return {
         "kind": "NetworkProgramming",

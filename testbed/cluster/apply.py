@@ -159,6 +159,7 @@ def without_devices(state: NetnsState, devices: set[str]) -> NetnsState:
         routes={dst: route for dst, route in state.routes.items() if route.dev not in devices},
         neighbours={key: entry for key, entry in state.neighbours.items() if entry.dev not in devices},
         fdb={key: entry for key, entry in state.fdb.items() if entry.dev not in devices},
+        peers={key: peer for key, peer in state.peers.items() if peer.dev not in devices},
         shapers={dev: shaper for dev, shaper in state.shapers.items() if dev not in devices},
         redirects={dev: redirect for dev, redirect in state.redirects.items() if dev not in devices},
         sysctls={path: text for path, text in state.sysctls.items() if sysctl.device(path) not in devices},

@@ -144,6 +144,8 @@ class ControlPlane:
             self._ipam.remove_node(name)
             self._compiler.forget(name)
             self._judged.pop(name, None)
+            self._had_pods.discard(name)
+            self.proxying.forget(name)
             self._snapshot = None
             self._touch(*self.workers)
             return
@@ -657,7 +659,14 @@ class ControlPlane:
             if "deletionTimestamp" in metadata:
                 self.store.delete("Pod", metadata["namespace"], metadata["name"], uid=uid)
 
-    # --- nodes that fail ----------------------------------------------------------------------------
+    # --- nodes that leave, and that fail ------------------------------------------------------------
+
+    def collect(self, name: str) -> None:
+        """Delete the pods that are bound to a node that is no more, without waiting for them to end."""
+        for uid in list(self._on_node[name]):
+            metadata = self._pods[uid]["metadata"]
+            self.store.delete("Pod", metadata["namespace"], metadata["name"], uid=uid)
+        self._node_problems.pop(name, None)
 
     def node_failed(self, name: str, message: str) -> None:
         """What of a node's own network could not be made; "": now it is."""
@@ -732,7 +741,7 @@ class ControlPlane:
 
     async def settle(self, deadline: float) -> bool:
         """Wait until nothing is due. deadline: seconds; False where it passed first."""
-        return await self._reach(lambda: self.settled, deadline)
+        return await self.reach(lambda: self.settled, deadline)
 
     async def settle_first(self, deadline: float) -> bool:
         """As ``settle``, for a cluster that starts: its service rules are made at once, and then again when
@@ -740,10 +749,10 @@ class ControlPlane:
         begun = self.clock.now()
         self.proxying.hold()
         try:
-            if not await self._reach(lambda: self.settled_but_for_services, deadline):
+            if not await self.reach(lambda: self.settled_but_for_services, deadline):
                 return False
             # Rules made before cluster DNS answers would refuse it, and be made again only a period later.
-            await self._reach(lambda: self.settled_but_for_services and self._names_served, NAMES_WITHIN)
+            await self.reach(lambda: self.settled_but_for_services and self._names_served, NAMES_WITHIN)
         finally:
             self.proxying.release()
         return await self.settle(deadline - (self.clock.now() - begun))
@@ -754,7 +763,8 @@ class ControlPlane:
         servers = (pod for pod in self._typed.values() if any(map(nameserver, pod.containers)))
         return all(is_ready(self._pods[pod.uid]) for pod in servers if pod.uid in self._made)
 
-    async def _reach(self, condition: Callable[[], bool], deadline: float) -> bool:
+    async def reach(self, condition: Callable[[], bool], deadline: float) -> bool:
+        """Wait for what becomes true by work that is due. deadline: seconds; False where it passed first."""
         try:
             async with asyncio.timeout(deadline), self._quiet:
                 await self._quiet.wait_for(condition)

@@ -128,6 +128,10 @@ class Proxying:
         else:  # whoever was to bring it there tries again
             state.dirty, state.ended = True, None
 
+    def forget(self, node: str) -> None:
+        """The node is no more."""
+        self._nodes.pop(node, None)
+
     def hold(self) -> None:
         """Let every node make its rules once, and then no more until ``release``: a cluster that starts
         changes all the time, and nobody uses it yet."""

@@ -49,6 +49,10 @@ RULE_PARTS = ("chains", "ipsets", "virtual_servers", "real_servers", *NFT_PARTS)
 """Parts that need no device to be there."""
 
 
+FIXED = ("kind", "peer", "vxlan", "ipip", "wireguard")
+"""What of a device is as it was made."""
+
+
 class Conflict(TestbedError):
     """Two fragments claim the same key with different meanings."""
 
@@ -245,7 +249,7 @@ def _remade(old: PodState, new: PodState) -> bool:
 
 def _recreated(old: Link, new: Link) -> bool:
     """Whether a device must be deleted and made again: what cannot be changed, or unset, in place."""
-    fixed = (old.kind, old.peer, old.vxlan, old.ipip) != (new.kind, new.peer, new.vxlan, new.ipip)
+    fixed = any(getattr(old, part) != getattr(new, part) for part in FIXED)
     unset = (old.mtu is not None and new.mtu is None) or (old.mac is not None and new.mac is None)
     return fixed or unset
 
@@ -298,6 +302,7 @@ def _netns_change(
         routes=_wanted(old.routes, new.routes, route_again),
         neighbours=_wanted(old.neighbours, new.neighbours, lambda entry: again_on(entry.dev)),
         fdb=_wanted(old.fdb, new.fdb, lambda entry: again_on(entry.dev)),
+        peers=_wanted(old.peers, new.peers, lambda peer: again_on(peer.dev)),
         shapers=_wanted(old.shapers, new.shapers, lambda shaper: again_on(shaper.dev)),
         redirects=_wanted(old.redirects, new.redirects, lambda each: again_on(each.dev) or again_on(each.to)),
         sysctls={
@@ -333,6 +338,7 @@ def _netns_change(
             and (key not in new.neighbours or not (entry.mac and new.neighbours[key].mac))
         },
         fdb={key: entry for key, entry in _gone(old.fdb, new.fdb).items() if entry.dev not in lost},
+        peers={key: peer for key, peer in old.peers.items() if key not in new.peers and peer.dev not in lost},
         shapers={
             dev: each for dev, each in old.shapers.items() if dev not in new.shapers and dev not in lost
         },

@@ -14,9 +14,9 @@ from msgspec.structs import replace
 
 from testbed.dns.dnsmasq import FIRST_PORT, HOSTS, with_ports
 from testbed.errors import InputError
-from testbed.rules import ipset, ipvs, nft
+from testbed.rules import ipset, ipvs, nft, wireguard
 from testbed.rules.iptables import full_input
-from testbed.state import Family, NameFiles, NetnsState, NftFamily, NodeState, Route, Vxlan
+from testbed.state import Family, Link, NameFiles, NetnsState, NftFamily, NodeState, Route, Vxlan
 
 FAMILIES: tuple[Family, ...] = ("ipv4", "ipv6")
 NFT_FAMILIES: Mapping[Family, NftFamily] = {"ipv4": "ip", "ipv6": "ip6"}
@@ -103,9 +103,11 @@ def _netns(netns: NetnsState) -> Iterator[str]:
         if link.kind == "veth":
             where = "" if link.peer in netns.links else " netns node"
             yield f"link add {link.name}{mac}{mtu} type veth peer name {link.peer}{mtu}{where}"
-        elif link.kind in ("bridge", "vxlan", "ipip", "dummy"):
+        elif link.kind in ("bridge", "vxlan", "ipip", "wireguard", "dummy"):
             hooked = " nf_call_iptables 1" if link.nf_call_iptables else ""
-            yield f"link add {link.name}{mac}{mtu} type {link.kind}{_vxlan(link.vxlan)}{hooked}"
+            yield f"link add {link.name}{mac}{mtu} type {link.kind}{_vxlan(link.vxlan)}{_ipip(link)}{hooked}"
+        if link.wireguard is not None:
+            yield f"# wg set {link.name} {shlex.join(wireguard.device_words(link.wireguard))}"
         if link.master:
             yield f"link set {link.name} master {link.master}"
         if link.hairpin:
@@ -124,6 +126,13 @@ def _netns(netns: NetnsState) -> Iterator[str]:
         yield f"neighbour replace {entry}{neighbour.dst} dev {neighbour.dev}"
     for fdb in netns.fdb.values():
         yield f"# bridge fdb append {fdb.mac} dev {fdb.dev} dst {fdb.dst} self permanent"
+    for peer in netns.peers.values():
+        yield f"# wg set {peer.dev} {shlex.join(wireguard.peer_words([peer]))}"
+
+
+def _ipip(link: Link) -> str:
+    """Of a tunnel beside the netns's own, which has no address."""
+    return f" local {link.ipip.local}" if link.ipip is not None and link.name != "tunl0" else ""
 
 
 def _vxlan(vxlan: Vxlan | None) -> str:

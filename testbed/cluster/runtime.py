@@ -201,6 +201,21 @@ class Runtime:
         self.background(worker.run())
         self.background(worker.listen())
 
+    # --- nodes that come and go ----------------------------------------------------------------------
+
+    async def begin(self, node: str) -> None:
+        """Start an agent on a machine whose netns holds nothing. Raises TestbedError."""
+        (netns,) = await self.netns_of(self.fabric, [node])
+        await self._start_agent(node, netns)
+
+    async def end(self, node: str) -> None:
+        """End the agent of a machine that is no node any more."""
+        self.crash(node)
+        worker = self.plane.workers.pop(node)
+        while worker.alive:  # which ends with the process that was killed
+            await asyncio.sleep(0.01)
+        self.plane.worker_done()
+
     # --- nodes that crash ---------------------------------------------------------------------------
 
     def crash(self, node: str) -> None:
@@ -210,9 +225,8 @@ class Runtime:
 
     async def boot(self, node: str) -> None:
         """Start an agent for a node that crashed, whose netns holds nothing any more. Raises TestbedError."""
-        (netns,) = await self.netns_of(self.fabric, [node])
         self.plane.rebooted(node)
-        await self._start_agent(node, netns)
+        await self.begin(node)
 
     async def _start_routers(self) -> None:
         """Have the fabric's routers run the daemons that the dataplane has for them. Raises TestbedError."""

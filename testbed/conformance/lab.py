@@ -14,7 +14,7 @@ from testbed.api.manifests import path_of
 from testbed.errors import ExpectationFailed, NotConverged
 from testbed.measure.messages import Language
 from testbed.objects import kinds
-from testbed.wait import wait_until
+from testbed.wait import patient, wait_until
 
 Object = dict[str, Any]
 
@@ -183,7 +183,7 @@ class Lab:
             "language": language,
             "text": text,
             "count": count,
-            "timeout": timeout,
+            "timeout": patient(timeout),
             "at_once": 1 if source_port else at_once,
         }
         replies = self.cluster.client.post("/apis/testbed/v1/conversations", request)["replies"]

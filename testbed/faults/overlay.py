@@ -12,6 +12,7 @@ from typing import Annotated
 
 import msgspec
 
+from testbed.control.snapshot import Node
 from testbed.errors import InputError
 from testbed.faults.model import Fault, States, fault, on_nodes
 from testbed.faults.target import Scene, Target, other_nodes
@@ -190,10 +191,9 @@ class ChecksumFault(Fault, frozen=True, kw_only=True):
     share: Share = 0.9
 
     def resolve(self, target: Target, scene: Scene) -> Target:
-        """The others' tunnel devices have the first addresses of their ranges."""
+        """Of the others' tunnel devices."""
         peers = other_nodes(scene, target)
-        ranges = [ip_network(cidr) for peer in peers for cidr in peer.pod_cidrs]
-        found = tuple(str(network.network_address) for network in ranges if network.version == 4)
+        found = tuple(address for peer in peers for address in _tunnel_addresses(peer))
         if not found:
             raise InputError("no other node has a pod range of IPv4")
         return msgspec.structs.replace(target, peers=peers, addresses=found)
@@ -217,6 +217,14 @@ class ChecksumFault(Fault, frozen=True, kw_only=True):
             return msgspec.structs.replace(netns, chains={**netns.chains, key: chain})
 
         return on_nodes(states, (node.name for node in target.nodes), change)
+
+
+def _tunnel_addresses(node: Node) -> list[str]:
+    """The IPv4 address of a node's VXLAN device: of a pool, with calico, or the first of the node's range."""
+    if "vxlan" in node.held.own:
+        return [node.held.own["vxlan"]]
+    ranges = map(ip_network, node.pod_cidrs)
+    return [str(network.network_address) for network in ranges if network.version == 4]
 
 
 def _other(mac: str) -> str:

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Protocol, TypeVar
 
 from testbed.errors import CommandFailed, KernelRefused, TestbedError
-from testbed.kernel import conntrack, ethtool, ipip, netfilter, netlink, netns, readback, sysctl
+from testbed.kernel import conntrack, ethtool, ipip, netfilter, netlink, netns, readback, sysctl, wireguard
 from testbed.kernel.ipvs import Ipvs
 from testbed.kernel.netlink import Netlink, Request
 from testbed.kernel.nftables import Nftables
@@ -87,6 +87,9 @@ def peers(pod: PodState) -> list[str]:
 
 ALREADY_GONE = frozenset({errno.ENODEV, errno.ESRCH, errno.ENOENT, errno.EADDRNOTAVAIL, errno.ENXIO})
 """Errors of a removal that mean it is not there any more, which is what was wanted."""
+
+MADE_BY_NETLINK = ("veth", "bridge", "dummy", "ifb", "wireguard", "vxlan")
+"""In the order in which they are made: a vxlan may stand on a bridge."""
 
 LEAVING_GROUP = 0x7E57
 """The link group that host ends are put into to be deleted in one go."""
@@ -160,6 +163,13 @@ class _Writer:
         for refusal in self._socket.send(requests) if requests else ():
             if refusal.number not in tolerated:
                 self.failures.append(Failure(refusal.request.dev, str(refusal.error)))
+
+    def attempt(self, dev: str, step: Callable[[], None]) -> None:
+        """Do something outside netlink now; what it raises is its failure."""
+        try:
+            step()
+        except TestbedError as error:
+            self.fail(dev, error)
 
     def fail(self, dev: str, error: TestbedError) -> None:
         """Note a failure outside netlink."""
@@ -339,15 +349,19 @@ class RealKernel:
         for shaper in gone.shapers.values():
             writer.ask(shaper.dev, partial(_on, writer, netlink.delete_shaper, shaper), ALREADY_GONE)
         for link in gone.links.values():
-            if link.kind == "ipip":
-                if link.name not in self._tunnels:  # a netns's first ipip device stays as long as the netns
-                    writer.ask(link.name, partial(netlink.set_link, link.name, up=False))
+            if link.name in self._tunnels:
+                continue  # goes with its programs
+            if link.kind == "ipip" and link.name == ipip.OF_NETNS:  # it stays as long as the netns
+                writer.ask(link.name, partial(netlink.set_link, link.name, up=False))
             elif link.kind in MADE_ALONE:
                 writer.ask(link.name, partial(netlink.delete_link, link.name))
             elif link.master is not None:
                 writer.ask(link.name, partial(netlink.set_link, link.name, master=0))
         writer.flush(ALREADY_GONE)
         self._remove_tunnels(writer, gone)
+        for dev, peers in wireguard.by_device(gone.peers).items():
+            if writer.exists(dev):
+                writer.attempt(dev, partial(wireguard.remove_peers, dev, peers))
         for path in gone.sysctls:
             original = self._original.pop((where, path), None)
             if original is not None:
@@ -379,6 +393,11 @@ class RealKernel:
             writer.ask(shaper.dev, partial(_on, writer, netlink.set_shaper, shaper))
         writer.flush()
         self._lead_through_tunnels(writer, new.routes.values())
+        peers = wireguard.by_device(new.peers)
+        keyed = [link.name for link in new.links.values() if link.wireguard is not None]
+        for dev in dict.fromkeys((*keyed, *peers)):
+            given = partial(wireguard.configure, dev, new.links.get(dev), peers.get(dev, ()))
+            writer.attempt(dev, given)
         self._redirect(writer, new.redirects.values())
         for link in new.links.values():
             if not link.tx_checksum:
@@ -397,9 +416,9 @@ class RealKernel:
 
     def _make_links(self, writer: _Writer, links: Mapping[str, Link]) -> set[str]:
         """Make the devices that are ours to make, down; returns those that were not there before."""
-        making = [link for link in links.values() if link.kind in ("veth", "bridge", "dummy", "ifb", "vxlan")]
+        making = [link for link in links.values() if link.kind in MADE_BY_NETLINK]
         present = {link.name for link in making if writer.exists(link.name)}
-        for kind in ("veth", "bridge", "dummy", "ifb", "vxlan"):  # a vxlan may stand on a bridge
+        for kind in MADE_BY_NETLINK:
             for link in making:
                 if link.kind == kind and link.name not in present:
                     writer.ask(link.name, partial(self._new_link, writer, link))
@@ -417,12 +436,15 @@ class RealKernel:
                         # Of an agent that was killed: the map of its routes is nobody's any more.
                         self._tunnels[link.name] = writer.make_tunnel(link, self._home)
                     continue
+                local = link.ipip.local if link.ipip and link.name != ipip.OF_NETNS else ""
                 refused = [
-                    each for each in writer.send(netlink.add_ipip(link.name)) if each.number != errno.EEXIST
+                    each
+                    for each in writer.send(netlink.add_ipip(link.name, local))
+                    if (link.name, each.number) != (ipip.OF_NETNS, errno.EEXIST)  # comes with the module
                 ]
                 if refused and refused[0].number == errno.EOPNOTSUPP:
                     self._tunnels[link.name] = writer.make_tunnel(link, self._home)
-                elif refused and refused[0].number != errno.EEXIST:  # tunl0 comes with the module
+                elif refused:
                     raise refused[0].error
             except KernelRefused as error:
                 writer.fail(link.name, error)
@@ -456,6 +478,8 @@ class RealKernel:
             return netlink.add_dummy(link.name, link.mtu, link.mac)
         if link.kind == "ifb":
             return netlink.add_ifb(link.name, link.mtu, link.mac)
+        if link.kind == "wireguard":
+            return netlink.add_wireguard(link.name, link.mtu)
         if link.vxlan is not None:
             return netlink.add_vxlan(link.name, link.vxlan, writer.index(link.vxlan.dev), link.mtu, link.mac)
         return netlink.add_veth(link.name, link.peer or "", self._home, link.mtu, link.mac)

@@ -81,12 +81,20 @@ CAPABILITIES: Mapping[str, Capability] = {
         _module("ipip", "overlays of IP in IP", "CONFIG_NET_IPIP", optional=True),
         Capability(
             "ipip-tunnel",
-            "pods' packets in IP in IP (ipipMode of dataplane calico)",
+            "pods' packets in IP in IP (ipipMode of dataplane calico, backend ipip of flannel)",
             "load the module ('sudo modprobe ipip'), or run as root (sudo): then eBPF programs do the same; "
-            "or use vxlanMode",
+            "or use VXLAN",
             optional=True,
         ),
-        _module("wireguard", "encrypted overlays", "CONFIG_WIREGUARD", optional=True),
+        Capability(
+            "wireguard",
+            "encrypted overlays (backend wireguard of dataplane flannel)",
+            "load the module ('sudo modprobe wireguard') and install the package wireguard-tools ('make "
+            "setup' does), or use a kernel built with CONFIG_WIREGUARD",
+            ("wg",),
+            optional=True,
+            version="--version",
+        ),
         _module(
             "openvswitch", "switches of Open vSwitch's kernel module", "CONFIG_OPENVSWITCH", optional=True
         ),

@@ -33,6 +33,7 @@ from testbed.state import (
     Neighbour,
     NetnsState,
     Nexthop,
+    Peer,
     PodState,
     RealServer,
     Redirect,
@@ -67,6 +68,7 @@ class FakeNetns:
     routes: dict[str, Route] = field(default_factory=dict)
     neighbours: dict[tuple[str, str], Neighbour] = field(default_factory=dict)
     fdb: dict[tuple[str, str, str], FdbEntry] = field(default_factory=dict)
+    peers: dict[tuple[str, str], Peer] = field(default_factory=dict)
     sysctls: dict[str, str] = field(default_factory=dict)
     chains: dict[ChainKey, Chain] = field(default_factory=dict)
     ipsets: dict[str, IpSet] = field(default_factory=dict)
@@ -85,6 +87,7 @@ class FakeNetns:
             routes=dict(self.routes),
             neighbours=dict(self.neighbours),
             fdb=dict(self.fdb),
+            peers=dict(self.peers),
             sysctls=dict(self.sysctls),
             chains=dict(self.chains),
             ipsets=dict(self.ipsets),
@@ -124,7 +127,7 @@ class FakeNetns:
         if (
             old is not None
             and link.kind in MADE_ALONE
-            and (old.kind, old.vxlan, old.peer) != (link.kind, link.vxlan, link.peer)
+            and any(getattr(old, part) != getattr(link, part) for part in ("kind", "vxlan", "peer"))
         ):
             raise refuse(what, errno.EEXIST, "there is one, and it is different")
         kept = link if old is None else replace(link, mtu=link.mtu or old.mtu, mac=link.mac or old.mac)
@@ -155,6 +158,7 @@ class FakeNetns:
         self.routes = {dst: route for dst, route in self.routes.items() if name not in _devices(route)}
         self.neighbours = {key: entry for key, entry in self.neighbours.items() if entry.dev != name}
         self.fdb = {key: entry for key, entry in self.fdb.items() if entry.dev != name}
+        self.peers = {key: peer for key, peer in self.peers.items() if peer.dev != name}
         self.shapers.pop(name, None)
         self.redirects = {dev: each for dev, each in self.redirects.items() if name not in (dev, each.to)}
         self.sysctls = {path: value for path, value in self.sysctls.items() if sysctl.device(path) != name}
@@ -270,6 +274,23 @@ class FakeNetns:
         """Delete a forwarding entry."""
         if self.fdb.pop((entry.dev, entry.mac, entry.dst), None) is None:
             raise refuse(f"delete fdb entry {entry.mac}", errno.ENOENT, "not there")
+
+    def set_peer(self, peer: Peer) -> None:
+        """Set a peer of a WireGuard device; what it is allowed is taken from the others."""
+        what = f"set peer {peer.key}"
+        self.need(what, peer.dev)
+        if peer.dev not in self.links or self.links[peer.dev].wireguard is None:
+            raise refuse(what, errno.EOPNOTSUPP, f"{peer.dev} is no WireGuard device")
+        for key, other in self.peers.items():
+            if other.dev == peer.dev and other.key != peer.key:
+                allowed = tuple(each for each in other.allowed if each not in peer.allowed)
+                self.peers[key] = replace(other, allowed=allowed)
+        self.peers[peer.dev, peer.key] = peer
+
+    def remove_peer(self, peer: Peer) -> None:
+        """Remove a peer; wg does not mind if it is not there."""
+        self.need(f"remove peer {peer.key}", peer.dev)
+        self.peers.pop((peer.dev, peer.key), None)
 
     def set_shaper(self, shaper: Shaper) -> None:
         """Put a token bucket at a device's root."""
@@ -540,6 +561,8 @@ def _remove(netns: FakeNetns, gone: NetnsState) -> list[Failure]:
         _try(failures, shaper.dev, partial(netns.remove_shaper, shaper))
     for link in gone.links.values():
         _try(failures, link.name, partial(netns.remove_link, link))
+    for peer in gone.peers.values():
+        _try(failures, peer.dev, partial(netns.remove_peer, peer))
     for path in gone.sysctls:
         _try(failures, None, partial(netns.remove_sysctl, path))
     for key in gone.udp:
@@ -561,6 +584,8 @@ def _add(netns: FakeNetns, new: NetnsState) -> list[Failure]:
         _try(failures, entry.dev, partial(netns.set_fdb, entry))
     for route in sorted(new.routes.values(), key=has_gateway):
         _try(failures, route.dev, partial(netns.set_route, route))
+    for peer in new.peers.values():
+        _try(failures, peer.dev, partial(netns.set_peer, peer))
     for shaper in new.shapers.values():
         _try(failures, shaper.dev, partial(netns.set_shaper, shaper))
     for redirect in new.redirects.values():
@@ -572,4 +597,6 @@ def _add(netns: FakeNetns, new: NetnsState) -> list[Failure]:
 
 def _making_order(link: Link) -> int:
     """As the real kernel is asked: bridges first, what stands on or hangs on other devices after them."""
-    return ("bridge", "veth", "dummy", "ifb", "vxlan", "ipip", "existing", "peer").index(link.kind)
+    return ("bridge", "veth", "dummy", "ifb", "vxlan", "ipip", "wireguard", "existing", "peer").index(
+        link.kind
+    )

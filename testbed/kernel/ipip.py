@@ -3,9 +3,9 @@
 What is routed out of ``tunl0`` comes in at its other end, where a program puts an outer header in front, to
 the gateway of the route by which it left, and sends it to the underlay; what comes in there of protocol 4 for
 this node loses its outer header and comes in at ``tunl0``. On the wire and on ``tunl0`` all is as with the
-kernel's own device, but that the inner packet's "don't fragment" is kept, and that encapsulated packets pass
-no iptables. Two traps: ``tunl0`` must have the underlay MAC, or what was decapsulated is for others; and the
-program must be at the other end, or a capture on ``tunl0`` would not see what leaves.
+kernel's own device, which gives the outer header the inner packet's TTL and "don't fragment"; only pass
+encapsulated packets no iptables. Two traps: ``tunl0`` must have the underlay MAC, or what was decapsulated is
+for others; and the program must be at the other end, or a capture on ``tunl0`` would not see what leaves.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from testbed.kernel.bpf import FP, R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, IfThe
 from testbed.kernel.netlink import Netlink
 from testbed.state import Link, Route
 
+OF_NETNS = "tunl0"
+"""The device that every netns has by itself where the kernel knows IP in IP."""
 OTHER_END = "tunl0x"
 ETHERNET, HEADER = 14, 20
 SIOCGIFHWADDR = 0x8927
@@ -36,7 +38,7 @@ NOT_THERE = frozenset({errno.ENODEV, errno.ENOENT, errno.EINVAL})
 def encapsulation(routes: int, uplink: int, local: str) -> list[Line]:
     """At the other end: an outer header to what the map says of the destination, then out by the underlay."""
     source = int(ip_address(local))
-    fixed = 0x4500 + 0x4004 + (source >> 16) + (source & 0xFFFF)
+    fixed = 0x4500 + 4 + (source >> 16) + (source & 0xFFFF)
     head = -40  # of the outer header on the stack
     return [
         bpf.move(R6, R1),
@@ -62,8 +64,11 @@ def encapsulation(routes: int, uplink: int, local: str) -> list[Line]:
         bpf.load(R7, R0, 0),  # the gateway, as on the wire
         bpf.load(R9, R6, 0),  # the frame's length
         bpf.add(R9, HEADER - ETHERNET),
-        # Checksum: the words that never change, then length, flags, gateway.
+        bpf.packet(2, ETHERNET + 8),
+        bpf.keep(R0, 0xFF00),  # the inner TTL, where the outer one belongs
+        # Checksum: the words that never change, then TTL, length, flags, gateway.
         bpf.put(R2, fixed),
+        bpf.add_register(R2, R0),
         bpf.add_register(R2, R9),
         bpf.add_register(R2, R8),
         bpf.move(R3, R7),
@@ -86,10 +91,9 @@ def encapsulation(routes: int, uplink: int, local: str) -> list[Line]:
         bpf.store(2, FP, head + 4, R2),
         bpf.swap(R8, 16),
         bpf.store(2, FP, head + 6, R8),
-        bpf.put(R2, 64),
-        bpf.store(1, FP, head + 8, R2),
-        bpf.put(R2, 4),
-        bpf.store(1, FP, head + 9, R2),
+        bpf.add(R0, 4),
+        bpf.swap(R0, 16),
+        bpf.store(2, FP, head + 8, R0),
         bpf.put(R2, source),
         bpf.swap(R2, 32),
         bpf.store(4, FP, head + 12, R2),

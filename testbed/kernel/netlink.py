@@ -59,6 +59,7 @@ IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES = 31, 32
 IFLA_VXLAN_ID, IFLA_VXLAN_LINK, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LEARNING = 1, 3, 4, 7
 IFLA_VXLAN_PORT, IFLA_VXLAN_LOCAL6, IFLA_VXLAN_UDP_CSUM, IFLA_VXLAN_DF = 15, 17, 18, 29
 IFLA_BR_NF_CALL_IPTABLES = 36
+IFLA_IPTUN_LOCAL, IFLA_IPTUN_PMTUDISC = 2, 10
 
 IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST, IFA_FLAGS = 1, 2, 4, 8
 IFA_F_NODAD = 0x02
@@ -538,9 +539,19 @@ def set_no_arp(name: str) -> Request:
     return Request(RTM_NEWLINK, NLM_F_REQUEST, header + _text(IFLA_IFNAME, name), f"set {name} noarp", name)
 
 
-def add_ipip(name: str) -> Request:
-    """Make an ipip device without a peer: for ``tunl0`` have the kernel make its own."""
-    return Request(RTM_NEWLINK, _CREATE, _link_body(name, _kind("ipip")), f"add ipip {name}", name)
+def add_ipip(name: str, local: str = "") -> Request:
+    """Make an ipip device without a peer, down. local: its address on the underlay; without one it would be
+    the netns's own, ``tunl0``, which the kernel makes. TTL and "don't fragment" are the inner packet's."""
+    data: tuple[bytes, ...] = ()
+    if local:
+        data = attribute(IFLA_IPTUN_LOCAL, _packed(local)), attribute(IFLA_IPTUN_PMTUDISC, b"\0")
+    return Request(RTM_NEWLINK, _CREATE, _link_body(name, _kind("ipip", *data)), f"add ipip {name}", name)
+
+
+def add_wireguard(name: str, mtu: int | None = None) -> Request:
+    """Make a WireGuard device, down, without a key."""
+    body = _link_body(name, _kind("wireguard"), mtu=mtu)
+    return Request(RTM_NEWLINK, _CREATE, body, f"add wireguard {name}", name)
 
 
 def delete_ingress(redirect: Redirect, index: int) -> Request:

@@ -11,12 +11,15 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from testbed.kernel import ipvs, netfilter, nftables
+from msgspec.structs import replace
+
+from testbed.kernel import ipvs, netfilter, nftables, wireguard
 from testbed.kernel.run import run
 from testbed.rules import ipset
 from testbed.rules.iptables import ChainKey, parse_save
 from testbed.rules.ipvs import parse_save as parse_servers
 from testbed.rules.nft import parse_ruleset
+from testbed.rules.wireguard import parse_dump
 from testbed.state import (
     Address,
     Chain,
@@ -43,8 +46,11 @@ def read(backend: netfilter.Backend = "nft") -> NetnsState:
     virtual, real = parse_servers(ipvs.listing())
     tables = parse_ruleset(nftables.listing())
     qdiscs = _json("tc", "-json", "qdisc", "show")
+    links = {link.name: link for link in parse_links(devices)}
+    encrypted = [name for name, link in links.items() if link.kind == "wireguard"]
+    guards, peers = parse_dump(wireguard.listing() if encrypted else "")
     return NetnsState(
-        links={link.name: link for link in parse_links(devices)},
+        links=links | {name: replace(links[name], wireguard=guards[name]) for name in encrypted},
         addresses={(found.dev, found.address): found for found in parse_addresses(devices)},
         routes={
             route.dst: route
@@ -63,6 +69,7 @@ def read(backend: netfilter.Backend = "nft") -> NetnsState:
             (entry.dev, entry.mac, entry.dst): entry
             for entry in parse_fdb(_json("bridge", "-json", "fdb", "show"))
         },
+        peers={(peer.dev, peer.key): peer for peer in peers},
         chains=chains,
         nft_tables=tables.nft_tables,
         nft_chains=tables.nft_chains,
@@ -112,7 +119,7 @@ def _kind(device: dict[str, Any]) -> Any:
     kind = device.get("linkinfo", {}).get("info_kind")
     if kind == "veth":
         return "peer"
-    return kind if kind in ("bridge", "vxlan", "ipip", "dummy", "ifb") else "existing"
+    return kind if kind in ("bridge", "vxlan", "ipip", "wireguard", "dummy", "ifb") else "existing"
 
 
 def _bridge(device: dict[str, Any]) -> dict[str, Any]:

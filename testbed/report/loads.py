@@ -13,7 +13,7 @@ import pandas as pd
 
 from testbed.measure.frames import figures_of, waits
 from testbed.quantiles import quantile
-from testbed.records import Event, Run
+from testbed.records import NODE_CHANGES, Event, Run
 from testbed.report import svg
 from testbed.report.colours import RUNS, VERDICTS
 from testbed.report.pieces import card, table
@@ -105,7 +105,7 @@ def _loads(run: Run) -> Iterator[Load]:
 
 def _laid_over(run: Run, name: str, about: str, repetitions: Sequence[pd.DataFrame]) -> Load:
     """One load of several repetitions, each with a clock of its own."""
-    changed = run.frame[run.frame["kind"] == "programming"]
+    changed = run.frame[_of_services(run.frame)]
     at, programmed = [], []
     marks: list[tuple[float, str]] = []
     bands: list[tuple[float, float, str]] = []
@@ -378,9 +378,14 @@ def sizes(sized: pd.DataFrame, colours: dict[str, str], width: float = 560.0, he
 # --- rules that follow ------------------------------------------------------------------------------------
 
 
+def _of_services(samples: pd.DataFrame) -> pd.Series[bool]:
+    """Those that say how soon rules followed a Service."""
+    return samples["kind"].eq("programming") & samples["step"].ne(NODE_CHANGES)
+
+
 def programming(samples: pd.DataFrame) -> str:
     """The section on network programming latency; "" where no Service changed."""
-    found = samples[(samples["kind"] == "programming") & samples["seconds"].notna()]
+    found = samples[_of_services(samples) & samples["seconds"].notna()]
     lines = [
         Line(str(variant) or "all nodes", colour, np.maximum(rows["seconds"].to_numpy(dtype=float), 1e-6))
         for (variant, rows), colour in zip(found.groupby("variant", sort=False), RUNS, strict=False)

@@ -19,6 +19,7 @@ from testbed.measure.floor import FLOOR_PATH
 from testbed.quantiles import quantile
 from testbed.records import (
     LOOPBACK,
+    NODE_CHANGES,
     REACHABILITY,
     REPORT,
     SAMPLES,
@@ -158,6 +159,7 @@ class _Running:
             self._about.setdefault("objects", {})[variant] = _placed(cluster)
             context.samples += programming_samples(programmed := cluster.programming())
             context.samples += programming_samples(cluster.programming(of="names"), "DNS programming")
+            context.samples += programming_samples(cluster.programming(of="nodes"), NODE_CHANGES)
             if programmed["items"]:
                 context.note("network programming", **_nodes_programmed(programmed))
         self.samples += (

@@ -15,20 +15,106 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from testbed.api.cluster import Completed, Place
+import pytest
+
+from testbed.api.cluster import Cluster, Completed, Place
 from testbed.cluster.messages import Exec, Exited, Signal, Started
 from testbed.wait import wait_until
+
+ROOT = Path(__file__).parents[2]
+A, B, OUTSIDE = "172.18.0.2", "172.18.0.3", "172.18.0.254"
+VIP = {"one": "10.96.0.11", "near": "10.96.0.12", "self": "10.96.0.13"}
+BACKEND = {"one": "b1", "near": "a2", "self": "a1"}
+NODE_PORT = {"one": 30081, "near": 30082}
+"""The reference lab: nodes a and b, outside host o on their segment; Services and what answers them."""
 
 SNIFF = str(Path(__file__).with_name("sniff.py"))
 Frame = dict[str, Any]
 WARNING = 0x600000
 """The severity from which on tshark warns (epan/proto.h, PI_WARN); below are notes."""
+
+
+class Lab:
+    """The running lab by the names of the comparison: places, and the host ends of pods."""
+
+    def __init__(self, cluster: Cluster, mode: str) -> None:
+        self.cluster, self.mode = cluster, mode
+        self.a, self.b, self.o = cluster.node("a"), cluster.node("b"), cluster.host("o")
+        self.a1, self.a2, self.b1 = (cluster.pod(name) for name in ("a1", "a2", "b1"))
+
+    def host_end(self, pod: str) -> str:
+        """The name of a pod's device on its node."""
+        (link,) = told(self.cluster.pod(pod), "ip", "-json", "link", "show", "eth0")
+        found = told(self.cluster.node(pod[0]), "ip", "-json", "link")
+        return str(next(each["ifname"] for each in found if each["ifindex"] == link["link_index"]))
+
+    @property
+    def o_device(self) -> str:
+        """The outside host's device on the nodes' segment."""
+        return ok(self.o, "ip", "-o", "route", "get", A).split("dev ")[1].split()[0]
+
+
+def in_mode(running: Callable[[str, Path], AbstractContextManager[Any]], mode: str) -> Any:
+    """A fixture: the lab in one mode, up from the first test that asks for it to the end of the module.
+
+    running: (mode, folder for its files) → the lab while it is up.
+    """
+
+    @pytest.fixture(scope="module")
+    def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+        with running(mode, tmp_path_factory.mktemp(mode)) as lab:
+            yield lab
+
+    return lab
+
+
+def in_modes(*modes: Any) -> Any:
+    """A fixture: the labs of some modes in turn. modes: names of fixtures of ``in_mode``, or params."""
+
+    @pytest.fixture(scope="module", params=modes)
+    def lab(request: pytest.FixtureRequest) -> Any:
+        return request.getfixturevalue(request.param)
+
+    return lab
+
+
+def lab_spec(name: str, dataplane: str, more: str = "") -> str:
+    """The reference lab with a dataplane: its name and options as a flow mapping; more: of network."""
+    text = (ROOT / "topologies" / "cni-lab.yaml").read_text().replace("name: cni-lab", f"name: {name}")
+    text = text.replace("  network:\n", f"  network:\n    dataplane: {{{dataplane}}}\n{more}")
+    return text.replace("spec:\n", "spec:\n  dns: {enabled: false}\n", 1)
+
+
+def pod(name: str, **port: Any) -> dict[str, Any]:
+    """A pod on the node that its name begins with, which answers on port 8080. port: more of that port."""
+    container = {"name": "web", "image": "nginx", "ports": [{"containerPort": 8080, **port}]}
+    metadata = {"name": name, "labels": {"app": name}}
+    spec = {"nodeName": name[0], "containers": [container]}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+
+
+def services() -> Iterator[dict[str, Any]]:
+    """The lab's Services."""
+    for name, vip in VIP.items():
+        port = {"port": 80, "targetPort": 8080}
+        kind = {"type": "NodePort"} if name in NODE_PORT else {}
+        if name in NODE_PORT:
+            port["nodePort"] = NODE_PORT[name]
+        spec = {"clusterIP": vip, "selector": {"app": BACKEND[name]}, "ports": [port], **kind}
+        yield {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec}
+
+
+def written(folder: Path, *objects: dict[str, Any]) -> Path:
+    """A manifest with these objects."""
+    path = folder / "objects.json"
+    path.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
+    return path
 
 
 @contextmanager

@@ -17,6 +17,9 @@ GONE_WITHIN = 15.0
 """Seconds the kernel may take to end the processes of a sandbox whose init has died."""
 
 
+pytest.register_assert_rewrite("cells", "cell_lab", "node_lab")
+
+
 def pytest_configure() -> None:
     mark()
 

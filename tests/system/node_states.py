@@ -23,6 +23,24 @@ from testbed.state import (
 )
 
 
+class NoTenants:
+    """Nobody lives in the pods."""
+
+    def open(self, pod: PodState) -> None: ...
+
+    def start(self, pod: PodState) -> None: ...
+
+    def update(self, pod: PodState) -> None: ...
+
+    def run_daemons(self, daemons: Any) -> None: ...
+
+    def change_sandboxes(self, add: Any, remove: Any) -> None: ...
+
+    def write_files(self, files: Any) -> None: ...
+
+    def stop(self, uid: str) -> None: ...
+
+
 def keyed(items: Sequence[Any], *fields: str) -> dict[Any, Any]:
     values = [(tuple(getattr(item, field) for field in fields), item) for item in items]
     return {key if len(fields) > 1 else key[0]: item for key, item in values}

@@ -2,7 +2,8 @@
 
     python sniff.py INTERFACE [promiscuous]          prints "ready" first
 
-Not promiscuous: what tcpdump -p shows. raw: the frame, its first 2,000 bytes.
+Not promiscuous: what tcpdump -p shows. raw: the frame, its first 2,000 bytes; of a
+device without a link layer it is the packet, and "from" and "to" mean nothing.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import sys
 KINDS = ("in", "broadcast", "multicast", "other", "out")
 
 
+ETHERNET, LOOPBACK = 1, 772
+"""Kinds of devices whose frames have an Ethernet header (linux/if_arp.h)."""
 SOL_PACKET, ADD_MEMBERSHIP, PROMISCUOUS = 263, 1, 1
 
 
@@ -36,9 +39,15 @@ def main(interface: str, promiscuous: bool) -> None:
             if sock not in ready:  # everything that came before the signal was read
                 return
             frame, address = sock.recvfrom(65535)
-            if (seen := dissect(frame)) is not None:
+            link_layer = b"" if address[3] in (ETHERNET, LOOPBACK) else bytes(12) + frame_type(frame)
+            if (seen := dissect(link_layer + frame)) is not None:
                 more = {"way": KINDS[address[2]], "length": len(frame), "raw": frame[:2000].hex()}
                 print(json.dumps({**seen, **more}), flush=True)
+
+
+def frame_type(packet: bytes) -> bytes:
+    """What an Ethernet header would call a packet of a device that has none: a tunnel, or WireGuard."""
+    return b"\x08\x00" if packet[0] >> 4 == 4 else b"\x86\xdd"
 
 
 def dissect(frame: bytes) -> dict[str, object] | None:

@@ -352,10 +352,16 @@ def test_nodes_come_from_the_spec_alone(cluster: Cluster) -> None:
     for attempt in (
         lambda: cluster.client.post("/api/v1/nodes", node),
         lambda: cluster.client.post("/apis/testbed/v1/manifests", {"objects": [node]}),
-        lambda: cluster.client.delete("/api/v1/nodes/node-1"),
     ):
-        with pytest.raises(RequestFailed, match="nodes come from the cluster's spec"):
+        with pytest.raises(RequestFailed, match="nodes come from the cluster's spec, which has node-1,"):
             attempt()
+    there = {**node, "metadata": {"name": "node-1"}}
+    with pytest.raises(RequestFailed, match='nodes "node-1" already exists'):
+        cluster.client.post("/api/v1/nodes", there)
+    with pytest.raises(RequestFailed, match="nodes join and leave one by one"):
+        cluster.client.delete("/api/v1/nodes")
+    with pytest.raises(RequestFailed, match='nodes "node-9" not found'):
+        cluster.client.delete("/api/v1/nodes/node-9")
     assert len(cluster.client.get("/api/v1/nodes")["items"]) == 3
 
 

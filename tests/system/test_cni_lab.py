@@ -7,128 +7,117 @@ also in ``test_bridge`` and ``test_flannel``.
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import cells
 import pytest
-from cell_lab import Outer, captured, counted, curl, dissected, echoes, mac, ok, ping, told
+from cell_lab import (
+    VIP,
+    A,
+    B,
+    Outer,
+    captured,
+    counted,
+    curl,
+    dissected,
+    echoes,
+    in_mode,
+    in_modes,
+    lab_spec,
+    mac,
+    ok,
+    ping,
+    pod,
+    services,
+    told,
+    written,
+)
+from cells import Cells, Row
 
 from testbed.api.cluster import Cluster
-from testbed.kernel.capabilities import missing
 from testbed.wait import wait_until
 
-ROOT = Path(__file__).parents[2]
-A, B, OUTSIDE = "172.18.0.2", "172.18.0.3", "172.18.0.254"
 A1, A2, B1 = "10.244.1.2", "10.244.1.3", "10.244.2.2"
 GATEWAY = "10.244.1.1"
-VIP = {"one": "10.96.0.11", "near": "10.96.0.12", "self": "10.96.0.13"}
-BACKEND = {"one": "b1", "near": "a2", "self": "a1"}
-NODE_PORT = {"one": 30081, "near": 30082}
 
 
-@dataclass(frozen=True)
-class Mode:
-    """A row of the comparison. own: the source that b1 sees of its peer node; forwards: whether pods still
-    reach each other across where the policy of FORWARD is DROP."""
+@dataclass(frozen=True, kw_only=True)
+class Mode(Row):
+    """A row with what is said of these dataplanes alone. options: of the spec; overhead: bytes; device: the
+    tunnel's; udp: its port."""
 
     options: str
-    mtu: int
-    overhead: int
-    ttl: int
-    own: str
-    masquerade: tuple[str, str]
-    forwards: bool
+    near_ttl: int = 64
+    far_ttl: int = 62
+    far_source: str = A
+    near_source: str = GATEWAY
+    masquerade: tuple[str, str] = ("FLANNEL-POSTRTG", "-s 10.244.0.0/16 ! -d 224.0.0.0/4")
+    overhead: int = 0
     device: str = ""
     udp: int = 0
 
+    @property
+    def mtu(self) -> int:
+        """Of pods."""
+        return self.path_mtu
 
-KUBENET = ("POSTROUTING", "kubenet: SNAT")
-FLANNEL = ("FLANNEL-POSTRTG", "-s 10.244.0.0/16 ! -d 224.0.0.0/4")
+
+TUNNEL = "10.244.1.0"
 MODES = {
-    "kubenet": Mode("name: bridge", 1500, 0, 62, A, KUBENET, False),
-    "flannel-vxlan": Mode("name: flannel", 1450, 50, 62, "10.244.1.0", FLANNEL, True, "flannel.1", 8472),
-    "flannel-hostgw": Mode("name: flannel, backend: host-gw", 1500, 0, 62, A, FLANNEL, True),
-    "flannel-udp": Mode(
-        "name: flannel, backend: udp", 1472, 28, 60, "10.244.1.0", FLANNEL, True, "flannel0", 8285
+    "kubenet": Mode(
+        options="name: bridge", path_mtu=1500, masquerade=("POSTROUTING", "kubenet: SNAT"), forwards=False
+    ),
+    "vxlan": Mode(
+        options="name: flannel", path_mtu=1450, far_source=TUNNEL, overhead=50, device="flannel.1", udp=8472
+    ),
+    "hostgw": Mode(options="name: flannel, backend: host-gw", path_mtu=1500),
+    "udp": Mode(
+        options="name: flannel, backend: udp",
+        path_mtu=1472,
+        far_ttl=60,
+        far_source=TUNNEL,
+        overhead=28,
+        device="flannel0",
+        udp=8285,
     ),
 }
 
 
-class Lab:
-    """The running lab by the names of the comparison."""
+class Lab(cells.Lab):
+    """The lab in a mode."""
 
-    def __init__(self, cluster: Cluster, name: str) -> None:
-        self.cluster, self.name, self.mode = cluster, name, MODES[name]
-        self.a, self.b, self.o = cluster.node("a"), cluster.node("b"), cluster.host("o")
-        self.a1, self.a2, self.b1 = (cluster.pod(each) for each in ("a1", "a2", "b1"))
-        route = ok(self.o, "ip", "-o", "route", "get", A)
-        self.o_device = route.split("dev ")[1].split()[0]
+    row: Mode
 
-    def host_end(self, pod: str) -> str:
-        """The name of a pod's device on its node."""
-        (link,) = told(self.cluster.pod(pod), "ip", "-json", "link", "show", "eth0")
-        found = told(self.cluster.node(pod[0]), "ip", "-json", "link")
-        return str(next(each["ifname"] for each in found if each["ifindex"] == link["link_index"]))
-
-
-def objects() -> list[dict[str, object]]:
-    pods: list[dict[str, object]] = [
-        {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {"name": name, "labels": {"app": name}, "annotations": {"testbed/ip": ip}},
-            "spec": {
-                "nodeName": name[0],
-                "containers": [{"name": "c", "image": "nginx", "ports": [{"containerPort": 8080}]}],
-            },
-        }
-        for name, ip in (("a1", A1), ("a2", A2), ("b1", B1))
-    ]
-    for name, vip in VIP.items():
-        port: dict[str, object] = {"port": 80, "targetPort": 8080}
-        kind = {"type": "NodePort"} if name in NODE_PORT else {}
-        if name in NODE_PORT:
-            port["nodePort"] = NODE_PORT[name]
-        spec = {"clusterIP": vip, "selector": {"app": BACKEND[name]}, "ports": [port], **kind}
-        pods.append({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec})
-    return pods
-
-
-@pytest.fixture(scope="module", params=MODES)
-def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with running(request.param, tmp_path_factory.mktemp("cells")) as lab:
-        yield lab
+    def __init__(self, cluster: Cluster, mode: str) -> None:
+        super().__init__(cluster, mode)
+        self.row, self.ip = MODES[mode], {"a1": A1, "a2": A2, "b1": B1}
 
 
 @contextmanager
-def running(name: str, tmp: Path, called: str = "") -> Iterator[Lab]:
+def running(mode: str, tmp: Path, called: str = "") -> Iterator[Lab]:
     """The lab in one mode."""
-    if name == "flannel-udp" and missing(["tun"]):
-        pytest.skip("deferred: needs /dev/net/tun")
-    text = (
-        (ROOT / "topologies" / "cni-lab.yaml").read_text().replace("name: cni-lab", f"name: {called or name}")
-    )
-    text = text.replace("  network:\n", f"  network:\n    dataplane: {{{MODES[name].options}}}\n")
-    text = text.replace("spec:\n", "spec:\n  dns: {enabled: false}\n", 1)
-    (tmp / "lab.yaml").write_text(text)
-    documents = objects()
-    (tmp / "objects.json").write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": documents}))
-    with Cluster.up(tmp / "lab.yaml", manifests=[tmp / "objects.json"]) as cluster:
-        lab = Lab(cluster, name)
+    (tmp / "lab.yaml").write_text(lab_spec(called or mode, MODES[mode].options))
+    manifest = written(tmp, *map(pod, ("a1", "a2", "b1")), *services())
+    with Cluster.up(tmp / "lab.yaml", manifests=[manifest]) as cluster:
+        lab = Lab(cluster, mode)
         wait_until(lambda: lab.a1.run(["ping", "-c1", "-W1", B1]).code == 0, 10, "a1 reaches b1")
         ping(lab.a1, A2)
         yield lab
 
 
-@pytest.fixture
-def flannel(lab: Lab) -> Lab:
-    if lab.name == "kubenet":
-        pytest.skip("a cell of flannel")
-    return lab
+kubenet, vxlan, hostgw, udp = (in_mode(running, mode) for mode in MODES)
+NEEDS_TUN = pytest.mark.needs("tun")
+FLANNELS = ("vxlan", "hostgw", pytest.param("udp", marks=NEEDS_TUN))
+lab = in_modes("kubenet", *FLANNELS)
+flannel = in_modes(*FLANNELS)
+
+
+class TestCells(Cells):
+    """Of these rows."""
 
 
 # --- §1 addressing --------------------------------------------------------------------------------------
@@ -137,12 +126,12 @@ def flannel(lab: Lab) -> Lab:
 def test_pods_have_the_modes_mtu_mask_gateway_and_routes(lab: Lab) -> None:
     (link,) = told(lab.a1, "ip", "-json", "-4", "address", "show", "eth0")
     assert (link["mtu"], link["addr_info"][0]["local"], link["addr_info"][0]["prefixlen"]) == (
-        lab.mode.mtu,
+        lab.row.mtu,
         A1,
         24,
     )
     expected = {("default", GATEWAY), ("10.244.1.0/24", None)}
-    if lab.name != "kubenet":
+    if lab.mode != "kubenet":
         expected.add(("10.244.0.0/16", GATEWAY))
     routes = told(lab.a1, "ip", "-json", "route")
     assert {(route["dst"], route.get("gateway")) for route in routes} == expected
@@ -150,17 +139,7 @@ def test_pods_have_the_modes_mtu_mask_gateway_and_routes(lab: Lab) -> None:
     assert neighbour["lladdr"] == mac(lab.a, "cni0")
 
 
-def test_unfragmented_packet_of_the_mtu_passes_across_and_one_byte_more_does_not(lab: Lab) -> None:
-    ping(lab.a1, B1, "-Mdo", f"-s{lab.mode.mtu - 28}")
-    assert lab.a1.run(["ping", "-c1", "-W1", "-Mdo", f"-s{lab.mode.mtu - 27}", B1]).code != 0
-
-
 # --- §3 TTL, sources, counters --------------------------------------------------------------------------
-
-
-def test_ttl_on_one_node_and_across(lab: Lab) -> None:
-    assert ping(lab.a1, A2) == 64
-    assert ping(lab.a1, B1) == lab.mode.ttl
 
 
 def test_bridged_packets_of_one_node_meet_forward(lab: Lab) -> None:
@@ -171,24 +150,6 @@ def test_bridged_packets_of_one_node_meet_forward(lab: Lab) -> None:
         assert counted(lab.a, "filter", "FORWARD", "seen") == 2
     finally:
         ok(lab.a, "iptables", "-D", "FORWARD", *rule)
-
-
-def test_node_is_seen_with_the_modes_address_by_a_pod_across(lab: Lab) -> None:
-    with captured(lab.b1, "eth0") as seen:
-        ping(lab.a, B1)
-    assert {echo["src"] for echo in echoes(seen)} == {lab.mode.own}
-
-
-def test_pod_is_seen_with_its_nodes_address_by_another_node(lab: Lab) -> None:
-    with captured(lab.b, "eth0") as seen:
-        ping(lab.a1, B)
-    assert {echo["src"] for echo in echoes(seen)} == {A}
-
-
-@pytest.mark.parametrize("service", ["one", "near"])
-def test_node_ports_client_is_seen_with_the_nodes_address_towards_the_backend(lab: Lab, service: str) -> None:
-    said = curl(lab.o, f"http://{A}:{NODE_PORT[service]}/clientip").stdout
-    assert said.startswith(f"{lab.mode.own if service == 'one' else GATEWAY}:")
 
 
 # --- §4 captures ----------------------------------------------------------------------------------------
@@ -220,36 +181,34 @@ def test_cross_node_packet_on_the_underlay(lab: Lab) -> None:
     """98 bytes and what the overlay adds; inner TTL 63, one less where the proxy has decremented it, too."""
     with captured(lab.a, "eth0") as underlay, captured(lab.b1, "eth0") as p_b1:
         ping(lab.a1, B1)
-    if not lab.mode.udp:
+    if not lab.row.udp:
         (echo,) = echoes(underlay)
         assert (echo["src"], echo["dst"], echo["ttl"], echo["length"]) == (A1, B1, 63, 98)
         assert (echo["from"], echo["to"]) == (mac(lab.a, "eth0"), mac(lab.b, "eth0"))
     else:
-        sent = [f for f in underlay if f.get("dport") == lab.mode.udp and f["src"] == A]
-        assert [frame["length"] for frame in sent] == [98 + lab.mode.overhead]
+        sent = [f for f in underlay if f.get("dport") == lab.row.udp and f["src"] == A]
+        assert [frame["length"] for frame in sent] == [98 + lab.row.overhead]
         outer = Outer.of(sent[0])
         assert (outer.destination, outer.ttl) == (B, 64)
-        inner = outer.payload[8 + 14 :] if lab.name == "flannel-vxlan" else outer.payload
-        assert inner[8] == (63 if lab.name == "flannel-vxlan" else 62)
-        if lab.name == "flannel-vxlan":
+        inner = outer.payload[8 + 14 :] if lab.mode == "vxlan" else outer.payload
+        assert inner[8] == (63 if lab.mode == "vxlan" else 62)
+        if lab.mode == "vxlan":
             assert (outer.vni, outer.df) == (1, False)
     (arrived,) = echoes(p_b1)
-    assert (arrived["src"], arrived["ttl"]) == (A1, lab.mode.ttl)
+    assert (arrived["src"], arrived["ttl"]) == (A1, lab.row.far_ttl)
 
 
-def test_vxlan_is_decoded_by_tshark_without_a_warning(lab: Lab, tmp_path: Path) -> None:
-    if lab.name != "flannel-vxlan":
-        pytest.skip("a cell of flannel-vxlan")
-    with captured(lab.a, "eth0") as underlay:
-        ping(lab.a1, B1)
-        curl(lab.a1, f"http://{VIP['one']}/hostname")
+def test_vxlan_is_decoded_by_tshark_without_a_warning(vxlan: Lab, tmp_path: Path) -> None:
+    with captured(vxlan.a, "eth0") as underlay:
+        ping(vxlan.a1, B1)
+        curl(vxlan.a1, f"http://{VIP['one']}/hostname")
     frames = [frame for frame in underlay if frame.get("dport") == 8472]
     packets = dissected(frames, "-d", "udp.port==8472,vxlan")
     assert all("vxlan" in layers for layers in packets)
     assert {"icmp", "http"} <= {name for layers in packets for name in layers}
     path = tmp_path / "one.pcap"
     path.write_bytes(pcap(frames[:1]))
-    text = ok(lab.a, "tcpdump", "-T", "vxlan", "-nn", "-r", str(path))
+    text = ok(vxlan.a, "tcpdump", "-T", "vxlan", "-nn", "-r", str(path))
     assert "VXLAN, flags [I] (0x08), vni 1" in text
 
 
@@ -260,23 +219,6 @@ def pcap(frames: list[dict[str, object]]) -> bytes:
         raw = bytes.fromhex(str(frame["raw"]))
         found += struct.pack("=IIII", 0, 0, len(raw), len(raw)) + raw
     return found
-
-
-def test_service_is_translated_on_the_clients_node_and_nowhere_else(lab: Lab) -> None:
-    ok(lab.a, "conntrack", "-F")
-    with (
-        captured(lab.a1, "eth0") as p_a1,
-        captured(lab.a, lab.host_end("a1")) as h_a1,
-        captured(lab.b1, "eth0") as p_b1,
-    ):
-        assert curl(lab.a1, f"http://{VIP['one']}/hostname").stdout.strip() == "b1"
-    for frames in (p_a1, h_a1):
-        ends = {(frame["src"], frame["dst"]) for frame in frames if frame["what"] == "tcp"}
-        assert ends == {(A1, VIP["one"]), (VIP["one"], A1)}
-    assert {(frame["src"], frame["dst"]) for frame in p_b1 if frame["what"] == "tcp"} == {(A1, B1), (B1, A1)}
-    tracked = ok(lab.a, "conntrack", "-L", "-p", "tcp", "--orig-dst", VIP["one"])
-    assert f"src={A1} dst={VIP['one']}" in tracked
-    assert f"src={B1} dst={A1}" in tracked
 
 
 def test_service_of_the_same_node_needs_iptables_on_the_bridge(lab: Lab) -> None:
@@ -300,31 +242,7 @@ def test_pod_that_is_its_own_backend_sees_the_bridge_and_needs_hairpin(lab: Lab)
         ok(lab.a, "ip", "link", "set", port, "type", "bridge_slave", "hairpin", "on")
 
 
-def test_services_are_not_routed(lab: Lab) -> None:
-    (route,) = told(lab.a, "ip", "-json", "route", "get", VIP["one"])
-    assert route["gateway"] == OUTSIDE
-
-
-def test_outside_sees_the_nodes_address_and_the_modes_rule_counts_it(lab: Lab) -> None:
-    before = counted(lab.a, "nat", *lab.mode.masquerade)
-    with captured(lab.o, lab.o_device) as seen:
-        ping(lab.a1, OUTSIDE)
-    (echo,) = echoes(seen)
-    assert (echo["src"], echo["ttl"], echo["length"]) == (A, 63, 98)
-    assert counted(lab.a, "nat", *lab.mode.masquerade) == before + 1
-    assert f"src={A1} dst={OUTSIDE}" in ok(lab.a, "conntrack", "-L", "-p", "icmp", "--orig-src", A1)
-
-
 # --- §5 negative checks ---------------------------------------------------------------------------------
-
-
-def test_forward_with_policy_drop_stops_kubenet_and_not_flannel(lab: Lab) -> None:
-    ok(lab.a, "iptables", "-P", "FORWARD", "DROP")
-    try:
-        ran = lab.a1.run(["ping", "-c1", "-W1", B1])
-    finally:
-        ok(lab.a, "iptables", "-P", "FORWARD", "ACCEPT")
-    assert (ran.code == 0) == lab.mode.forwards
 
 
 # --- flanneld -------------------------------------------------------------------------------------------
@@ -335,7 +253,7 @@ def test_subnet_file_is_its_nodes_own_with_the_first_usable_address(flannel: Lab
         assert ok(place, "cat", "/run/flannel/subnet.env").splitlines() == [
             "FLANNEL_NETWORK=10.244.0.0/16",
             f"FLANNEL_SUBNET=10.244.{k}.1/24",
-            f"FLANNEL_MTU={flannel.mode.mtu}",
+            f"FLANNEL_MTU={flannel.row.mtu}",
             "FLANNEL_IPMASQ=true",
         ]
 
@@ -381,24 +299,24 @@ def test_rules_that_somebody_changed_are_made_again_in_their_order(
     ]
 
 
-def test_proxy_answers_for_what_no_node_has_and_drops_what_ends(lab: Lab) -> None:
-    if lab.name != "flannel-udp":
-        pytest.skip("a cell of flannel-udp")
+@NEEDS_TUN
+def test_proxy_answers_for_what_no_node_has_and_drops_what_ends(udp: Lab) -> None:
     # Its ICMP error comes from the device's own address, as the original's does; Linux takes that for a
     # martian source and drops it, so the sender only times out.
-    before = received(lab)
-    assert lab.a1.run(["ping", "-n", "-c1", "-W1", "10.244.9.9"]).code == 1
-    assert received(lab) == before + 1
-    (link,) = told(lab.a, "ip", "-json", "-details", "address", "show", "flannel0")
+    before = received(udp)
+    assert udp.a1.run(["ping", "-n", "-c1", "-W1", "10.244.9.9"]).code == 1
+    assert received(udp) == before + 1
+    (link,) = told(udp.a, "ip", "-json", "-details", "address", "show", "flannel0")
     assert (link["linkinfo"]["info_kind"], link["mtu"]) == ("tun", 1472)
     assert [(info["local"], info["prefixlen"]) for info in link["addr_info"] if info["family"] == "inet"] == [
         ("10.244.1.0", 32)
     ]
-    assert lab.a1.run(["ping", "-c1", "-W1", "-t", "2", B1]).code == 1  # dropped without a word
+    assert udp.a1.run(["ping", "-c1", "-W1", "-t", "2", B1]).code == 1  # dropped without a word
 
 
+@NEEDS_TUN
 def test_proxy_that_dies_starts_again_with_its_device_and_route(tmp_path: Path) -> None:
-    with running("flannel-udp", tmp_path, "flannel-udp-again") as lab:
+    with running("udp", tmp_path, "flannel-udp-again") as lab:
         file = "/run/testbed-daemons/a/flanneld/pid"
         first = ok(lab.a, "cat", file)
         ok(lab.a, "kill", "-KILL", first.strip())
@@ -414,13 +332,14 @@ def received(lab: Lab) -> int:
     return int(link["stats64"]["rx"]["packets"])
 
 
-def test_after_the_last_pod_the_nodes_own_devices_remain(lab: Lab) -> None:
-    """The last test: it takes the pods away."""
-    for name in ("a1", "a2", "b1"):
-        lab.cluster.client.delete(f"/api/v1/namespaces/default/pods/{name}")
+@pytest.mark.parametrize("mode", ["kubenet", *FLANNELS])
+def test_after_the_last_pod_the_nodes_own_devices_remain(mode: str, tmp_path: Path) -> None:
+    with running(mode, tmp_path, f"{mode}-empty") as lab:
+        for name in ("a1", "a2", "b1"):
+            lab.cluster.client.delete(f"/api/v1/namespaces/default/pods/{name}")
 
-    def links() -> set[str]:
-        return {link["ifname"] for link in told(lab.a, "ip", "-json", "link")}
+        def links() -> set[str]:
+            return {link["ifname"] for link in told(lab.a, "ip", "-json", "link")}
 
-    expected = {"lo", "eth0", "cni0"} | ({lab.mode.device} if lab.mode.device else set())
-    wait_until(lambda: links() == expected, 10, "the pods' devices are gone", detail=lambda: str(links()))
+        expected = {"lo", "eth0", "cni0"} | ({lab.row.device} if lab.row.device else set())
+        wait_until(lambda: links() == expected, 10, "the pods' devices are gone", detail=lambda: str(links()))

@@ -16,8 +16,8 @@ import pytest
 from cell_lab import ok, told
 
 from testbed import Cluster
+from testbed.api.client import RequestFailed
 from testbed.dataplane import dataplanes, needs_of
-from testbed.kernel.capabilities import missing
 from testbed.proxy import proxiers
 from testbed.wait import wait_until
 
@@ -27,9 +27,28 @@ WITHIN = 30.0
 VARIANTS: dict[str, dict[str, Any]] = {
     "flannel-host-gw": {"name": "flannel", "backend": "host-gw"},
     "flannel-udp": {"name": "flannel", "backend": "udp"},
+    "flannel-wireguard": {"name": "flannel", "backend": "wireguard"},
+    "flannel-ipip": {"name": "flannel", "backend": "ipip"},
 }
 OPTIONS = {name: {"name": name} for name in dataplanes if name != "none"} | VARIANTS
 MODES = ("iptables", "nftables")
+
+
+def mode_of(variant: str) -> str:
+    return MODES[list(OPTIONS).index(variant) % len(MODES)]
+
+
+def needs(variant: str) -> frozenset[str]:
+    """What a dataplane with its options and its proxy mode needs, and what is asked of each of them."""
+    options = {key: value for key, value in OPTIONS[variant].items() if key != "name"}
+    dataplane = dataplanes.get(OPTIONS[variant]["name"])
+    return needs_of(dataplane, options) | proxiers.get(mode_of(variant)).needs | {"ifb"}
+
+
+EACH = [pytest.param(variant, marks=pytest.mark.needs(*sorted(needs(variant)))) for variant in OPTIONS]
+
+LEFT_BY_PLUGINS = frozenset({"cni0"})
+"""What DEL leaves on a node, as on a real one: the bridge, and the chains that host ports had rules in."""
 
 LIMITS = {"kubernetes.io/ingress-bandwidth": "20M", "kubernetes.io/egress-bandwidth": "10M"}
 
@@ -52,7 +71,7 @@ SERVICE = {
 }
 
 
-@pytest.fixture(scope="module", params=OPTIONS)
+@pytest.fixture(scope="module", params=EACH)
 def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with up(request.param, tmp_path_factory.mktemp("every")) as running:
         yield running
@@ -60,12 +79,6 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @contextmanager
 def up(variant: str, folder: Path, prefix: str = "every") -> Iterator[Cluster]:
-    options = OPTIONS[variant]
-    mode = MODES[list(OPTIONS).index(variant) % len(MODES)]
-    dataplane = dataplanes.get(options["name"])
-    chosen = {key: value for key, value in options.items() if key != "name"}
-    if lacks := missing(needs_of(dataplane, chosen) | proxiers.get(mode).needs | {"ifb"}):
-        pytest.skip(f"deferred: needs {', '.join(lack.name for lack in lacks)}")
     objects = [pod("a", "node-1", annotations=LIMITS), pod("b", "node-2"), pod("c", "node-3"), SERVICE]
     spec = {
         "apiVersion": "testbed/v1",
@@ -75,7 +88,10 @@ def up(variant: str, folder: Path, prefix: str = "every") -> Iterator[Cluster]:
             "nodes": {"count": 3},
             "external": [{"name": "client", "address": "203.0.113.10"}],
             "dns": {"enabled": False},
-            "network": {"dataplane": options, "proxy": {"mode": mode, "minSyncPeriod": "100ms"}},
+            "network": {
+                "dataplane": OPTIONS[variant],
+                "proxy": {"mode": mode_of(variant), "minSyncPeriod": "100ms"},
+            },
             "manifests": ["objects.json"],
         },
     }
@@ -163,7 +179,58 @@ def test_rules_that_are_made_anew_stay_the_same(cluster: Cluster) -> None:
     eventually(lambda: answers(cluster, "a", "10.96.0.80", "b"), "the Service answers")
 
 
-@pytest.mark.parametrize("variant", OPTIONS)
+@pytest.mark.parametrize("variant", EACH)
+def test_node_that_leaves_is_forgotten_and_one_that_joins_is_reached(variant: str, tmp_path: Path) -> None:
+    """The machine of a node that left is as it was; its pods are gone, and nothing leads there any more."""
+    with up(variant, tmp_path, "member") as cluster:
+        leave_and_join(cluster, LEFT_BY_PLUGINS if variant == "cni" else frozenset())
+
+
+def leave_and_join(cluster: Cluster, left: frozenset[str]) -> None:
+    address_of = {node: f"192.168.100.1{node[-1]}" for node in ("node-1", "node-2", "node-3")}
+    cluster.client.delete("/api/v1/nodes/node-3")
+    assert {node["metadata"]["name"] for node in cluster.client.get("/api/v1/nodes")["items"]} == {
+        *("node-1", "node-2")
+    }
+    eventually(lambda: "c" not in _names(cluster), "its pod is gone")
+    assert all_reach(cluster, "ab")
+    machine = cluster.host("node-3")
+    links = {link["ifname"] for link in told(machine, "ip", "-json", "link")}
+    assert links - {"tunl0"} == {"lo", "eth0"} | left  # tunl0 is in every netns of a kernel that has it
+    rules = [line for line in ok(machine, "iptables-save").splitlines() if line.startswith("-A ")]
+    assert [rule for rule in rules if not (left and "CNI-" in rule)] == []
+    eventually(
+        lambda: all(address_of["node-3"] not in leading(cluster, node) for node in ("node-1", "node-2")),
+        "nothing leads to the node any more",
+    )
+    with pytest.raises(RequestFailed, match="not found"):
+        cluster.node("node-3").run(["true"])
+    labels = {"tier": "spare"}
+    node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-3", "labels": labels}}
+    answer = cluster.client.post("/apis/testbed/v1/manifests", {"objects": [node]})
+    assert answer["results"] == [["node", "node-3", "created"]]
+    joined = cluster.client.get("/api/v1/nodes/node-3")
+    assert joined["metadata"]["labels"].items() >= {**labels, "kubernetes.io/hostname": "node-3"}.items()
+    cluster.client.post("/api/v1/namespaces/default/pods", pod("c", "node-3"))
+    eventually(lambda: all_reach(cluster), "the node's new pod is reached")
+    eventually(lambda: answers(cluster, "c", "10.96.0.80", "b"), "its Services are there")
+    followed = cluster.programming(of="nodes")["items"]
+    assert sorted((each["what"], each["name"], each["node"]) for each in followed) == [
+        (what, "node-3", node) for what in ("added", "deleted") for node in address_of
+    ]
+    assert all(each["seconds"] > 0 for each in followed)
+
+
+def leading(cluster: Cluster, node: str) -> str:
+    """What on a node leads to others: routes, forwarding entries, sets of nodes, WireGuard's peers; what a
+    device has learned ages by itself."""
+    programs = (["ip", "route"], ["ip", "neigh", "show", "nud", "permanent"], ["ipset", "save"])
+    shown = [ok(cluster.node(node), *argv) for argv in programs]
+    shown += [line for line in ok(cluster.node(node), "bridge", "fdb").splitlines() if "permanent" in line]
+    return "\n".join([*shown, cluster.node(node).run(["wg", "show", "all", "endpoints"]).stdout])
+
+
+@pytest.mark.parametrize("variant", EACH)
 def test_node_that_loses_its_power_is_not_missed_and_comes_back_with_its_pods(
     variant: str, tmp_path: Path
 ) -> None:

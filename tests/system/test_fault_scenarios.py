@@ -6,11 +6,32 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+import pytest
+
 from testbed.scenario.run import run_scenario
+
+SCENARIOS = Path(__file__).parents[2] / "scenarios"
 
 
 def events(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.nightly
+def test_a_node_leaves_and_joins_again(tmp_path: Path) -> None:
+    lines: list[str] = []
+    done = run_scenario(SCENARIOS / "node-leaves.yaml", out=tmp_path, report=lines.append)
+    assert done.error is None, "\n".join(lines)
+    told = [event["what"] for event in events(done.folder)]
+    assert [what for what in told if what.startswith("node")] == [
+        *("node leaves", "nodes follow", "node joins", "nodes follow")
+    ]
+    samples = pd.read_parquet(done.folder / "samples.parquet")
+    followed = samples[samples["step"] == "node changes"]
+    assert sorted(zip(followed["source"], followed["destination_node"], strict=True)) == [
+        (f"{what} Node", node) for what in ("added", "deleted") for node in ("node-1", "node-2", "node-3")
+    ]
 
 
 SMALL = """

@@ -571,6 +571,16 @@ def test_a_node_that_does_not_forward_is_reached_and_its_pods_are_not(cluster: C
     assert curl(cluster, web) == 0
 
 
+def test_a_node_without_default_route_reaches_its_own_segment_alone(cluster: Cluster) -> None:
+    before = ok(cluster, "node-1", "ip", "route")
+    with cluster.fault("no-default-route", "node-1"):
+        assert "default" not in ok(cluster, "node-1", "ip", "route")
+        assert pings(cluster, "node-1", ADDRESS["node-2"])
+        assert "unreachable" in cluster.node("node-1").run(["ping", "-c1", "-W1", "203.0.113.10"]).stderr
+    assert ok(cluster, "node-1", "ip", "route") == before
+    assert ok(cluster, "node-1", "ip", "route", "show", "table", "all", "type", "unicast").count("31999") == 0
+
+
 # --- by hand --------------------------------------------------------------------------------------------
 
 

@@ -21,6 +21,7 @@ FAULTS = (
     "duplicate-ip node-2 --set of=node-1",
     "stale-neighbour node-2 --set of=node-1",
     "forwarding-off node-2",
+    "no-default-route node-2",
     "node-not-ready node-2",
     "proxier-frozen node-2",
     "policy-frozen node-2",

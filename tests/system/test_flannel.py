@@ -7,14 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from node_lab import FACTS, NODES, OUTSIDE, Host, Lab, captured, pod, running_lab
 from test_bridge import echoes, mac, ping, source_seen
 
+from testbed import Cluster
 from testbed.dataplane import dataplanes
+from testbed.dataplane.flannel import keys
+from testbed.errors import MissingCapability
+from testbed.kernel.probe import PROBES
+from testbed.rules.wireguard import parse_dump
 from testbed.state import NodeState
+from testbed.wait import wait_until
 
 A1, A2, B1 = pod("a1", "a", 2), pod("a2", "a", 3), pod("b1", "b", 2)
 PODS = (A1, A2, B1)
@@ -24,6 +31,14 @@ FLANNEL = dataplanes.get("flannel")
 IPV4 = replace(FACTS, pod_cidrs=("10.244.0.0/16",))
 NODES4 = tuple(replace(node, pod_cidrs=node.pod_cidrs[:1]) for node in NODES)
 PODS4 = tuple(replace(each, ips=each.ips[:1]) for each in PODS)
+
+
+SPEC = """
+apiVersion: testbed/v1
+kind: Cluster
+metadata: {{name: flannel-{backend}}}
+spec: {{nodes: {{count: 1}}, network: {{dataplane: {{name: flannel, backend: {backend}}}}}}}
+"""
 
 
 def wire(lab: Lab, **options: Any) -> None:
@@ -174,7 +189,166 @@ def test_host_gw_sends_plain_frames_and_the_nodes_own_address(host_gw: Lab) -> N
     assert source_seen(host_gw.a, IP["b1"], "node", host_gw.b, "uid-b1") == "172.18.0.2"
 
 
-@pytest.mark.parametrize("backend", ["vxlan", "host-gw"])
+# --- wireguard ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def wireguard(lab: Lab) -> Lab:
+    wire(lab, backend="wireguard")
+    return lab
+
+
+@pytest.mark.needs("wireguard")
+def test_wireguard_device_has_the_nodes_first_address_and_leads_to_the_clusters_range(wireguard: Lab) -> None:
+    (link,) = wireguard.a.json("ip", "-json", "-details", "address", "show", "flannel-wg")
+    assert (link["linkinfo"]["info_kind"], link["mtu"]) == ("wireguard", 1420)
+    held = [(info["local"], info["prefixlen"]) for info in link["addr_info"] if info["family"] == "inet"]
+    assert held == [("10.244.1.0", 32)]
+    assert ("10.244.0.0/16", None, "flannel-wg") in routes(wireguard.a)
+    (inside,) = wireguard.a.json("ip", "-json", "link", "show", "eth0", where="uid-a1")
+    assert inside["mtu"] == 1420
+    assert wireguard.a.ok("cat", "/run/flannel/wgkey") == keys.private_key("a")
+
+
+@pytest.mark.needs("wireguard")
+def test_a_peer_of_wireguard_is_allowed_its_subnet_and_nothing_else(wireguard: Lab) -> None:
+    key = wireguard.a.ok("wg", "show", "flannel-wg", "public-key").strip()
+    assert key == keys.public_key("a") == pubkey(wireguard.a, keys.private_key("a"))
+    assert wireguard.a.ok("wg", "show", "flannel-wg", "listen-port").strip() == "51820"
+    for what, value in {
+        "allowed-ips": "10.244.2.0/24",
+        "endpoints": "172.18.0.3:51820",
+        "persistent-keepalive": "off",
+    }.items():
+        shown = wireguard.a.ok("wg", "show", "flannel-wg", what)
+        assert shown.split() == [keys.public_key("b"), value]
+
+
+@pytest.mark.needs("wireguard")
+def test_packet_across_in_wireguard_is_encrypted_on_the_underlay_alone(
+    wireguard: Lab,
+) -> None:
+    ping(wireguard.a, IP["b1"], where="uid-a1")  # the handshake
+    with captured(wireguard.a, "eth0") as underlay, captured(wireguard.a, "flannel-wg") as tunnel:
+        assert ping(wireguard.a, IP["b1"], where="uid-a1") == 62
+    assert echoes(underlay) == []
+    sent = [frame for frame in underlay if frame["src"] == "172.18.0.2" and frame.get("dport") == 51820]
+    # 14 + 20 + 8, then 16 of WireGuard, the packet of 84 filled up to 96, and a tag of 16.
+    assert ("172.18.0.3", 64, 170) in [(frame["dst"], frame["ttl"], frame["length"]) for frame in sent]
+    assert [(frame["src"], frame["ttl"]) for frame in echoes(tunnel)] == [(IP["a1"], 63)]
+
+
+@pytest.mark.needs("wireguard")
+def test_packet_of_wireguards_mtu_passes_whole_and_one_byte_more_does_not(wireguard: Lab) -> None:
+    ping(wireguard.a, IP["b1"], "-M", "do", "-s", "1392", where="uid-a1")
+    refused = wireguard.a.run("ping", "-n", "-c1", "-W1", "-M", "do", "-s", "1393", IP["b1"], where="uid-a1")
+    assert refused.code != 0
+
+
+@pytest.mark.needs("wireguard")
+def test_who_is_seen_with_which_address_across_wireguard(wireguard: Lab) -> None:
+    assert source_seen(wireguard.a, IP["b1"], "uid-a1", wireguard.b, "uid-b1") == IP["a1"]
+    assert source_seen(wireguard.a, IP["b1"], "node", wireguard.b, "uid-b1") == "10.244.1.0"
+    assert source_seen(wireguard.a, "172.18.0.3", "uid-a1", wireguard.b, "node") == "172.18.0.2"
+
+
+@pytest.mark.needs("wireguard")
+def test_both_families_cross_in_wireguard_devices_of_their_own(lab: Lab) -> None:
+    facts = replace(FACTS, dataplane_options={"backend": "wireguard"})
+    lab.wire(*PODS, dataplane=FLANNEL, facts=facts)
+    assert ping(lab.a, IP["b1"], where="uid-a1") == ping(lab.a, B1_6, where="uid-a1") == 62
+    key = keys.public_key("b")
+    shown = lab.a.ok("wg", "show", "flannel-wg-v6", "allowed-ips")
+    assert shown.split() == [key, "fd24:0:0:2::/64"]
+    facts = replace(FACTS, dataplane_options={"backend": "wireguard", "mode": "ipv4"})
+    lab.wire(*PODS, dataplane=FLANNEL, facts=facts)
+    assert ping(lab.a, IP["b1"], where="uid-a1") == ping(lab.a, B1_6, where="uid-a1") == 62
+    assert lab.a.run("ip", "link", "show", "flannel-wg-v6").code != 0
+
+
+@pytest.mark.needs("wireguard")
+def test_what_is_read_back_of_wireguard_is_what_was_wanted(wireguard: Lab) -> None:
+    """And a node that leaves takes its peer along; nothing is left after the dataplane."""
+    ping(wireguard.a, IP["b1"], where="uid-a1")
+    dump = wireguard.a.ok("wg", "show", "all", "dump")
+    devices, peers = parse_dump(dump)
+    assert devices == {"flannel-wg": wireguard.a.state.netns.links["flannel-wg"].wireguard}
+    assert {(peer.dev, peer.key): peer for peer in peers} == wireguard.a.state.netns.peers
+    facts = replace(IPV4, dataplane_options={"backend": "wireguard"})
+    wireguard.wire(*PODS4[:2], dataplane=FLANNEL, nodes=NODES4[:1], facts=facts)
+    assert parse_dump(wireguard.a.ok("wg", "show", "all", "dump"))[1] == []
+    wireguard.a.become(NodeState())
+    assert wireguard.a.run("ip", "link", "show", "flannel-wg").code != 0
+
+
+@pytest.mark.parametrize(
+    ("backend", "need", "way_out"),
+    [("wireguard", "wireguard", "sudo modprobe wireguard"), ("ipip", "ipip-tunnel", "sudo modprobe ipip")],
+)
+def test_what_a_kernel_lacks_is_said_before_anything_starts(
+    backend: str, need: str, way_out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on kernels that really have no such link."""
+    monkeypatch.setitem(PROBES, need, lambda: "the kernel does not know this kind of link")  # type: ignore[attr-defined]
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(SPEC.format(backend=backend))
+    with pytest.raises(MissingCapability) as raised, Cluster.up(spec):
+        pass
+    assert raised.value.exit_code == 3
+    assert "the kernel does not know this kind of link" in str(raised.value)
+    assert way_out in str(raised.value)
+
+
+def pubkey(host: Host, private: str) -> str:
+    """The public key as wg has it."""
+    return host.ok("sh", "-c", 'echo "$1" | wg pubkey', "sh", private).strip()
+
+
+# --- ipip -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ipip(lab: Lab) -> Lab:
+    wire(lab, backend="ipip")
+    return lab
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param("device", marks=pytest.mark.needs("ipip")),
+        pytest.param("programs", marks=pytest.mark.needs("bpf")),
+    ],
+)
+def test_ipip_is_a_device_beside_tunl0_with_a_route_for_each_peer(ipip: Lab, way: str) -> None:
+    """Where the kernel has no such device, programs do the same (``kernel.ipip``)."""
+    (link,) = ipip.a.json("ip", "-json", "-details", "address", "show", "flannel.ipip")
+    if way == "device":
+        info = link["linkinfo"]
+        assert (info["info_kind"], info["info_data"]["local"]) == ("ipip", "172.18.0.2")
+    assert link["mtu"] == 1480
+    held = [(info["local"], info["prefixlen"]) for info in link["addr_info"] if info["family"] == "inet"]
+    assert held == [("10.244.1.0", 32)]
+    assert "10.244.2.0/24 via 172.18.0.3 dev flannel.ipip onlink" in ipip.a.ok("ip", "route")
+    with captured(ipip.a, "eth0") as underlay:
+        assert ping(ipip.a, IP["b1"], where="uid-a1") == 62
+    raw = [bytes.fromhex(frame["raw"]) for frame in underlay if frame["src"] == "172.18.0.2"]
+    sent = [frame for frame in raw if frame[23] == 4]  # with the inner TTL outside, too: ttl inherit
+    assert [(len(frame), frame[22], frame[34 + 8]) for frame in sent] == [(118, 63, 63)]
+    assert source_seen(ipip.a, IP["b1"], "node", ipip.b, "uid-b1") == "10.244.1.0"
+    ping(ipip.a, IP["b1"], "-M", "do", "-s", "1452", where="uid-a1")
+    wire(ipip, backend="ipip", directRouting=True)
+    assert "10.244.2.0/24 via 172.18.0.3 dev eth0 onlink" in ipip.a.ok("ip", "route")
+    ipip.a.become(NodeState())
+    assert ipip.a.run("ip", "link", "show", "flannel.ipip").code != 0
+
+
+# --- nodes that change ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "backend", ["vxlan", "host-gw", pytest.param("wireguard", marks=pytest.mark.needs("wireguard"))]
+)
 def test_a_node_that_gets_another_address_is_reached_by_it_alone(lab: Lab, backend: str) -> None:
     """flanneld publishes the new public address, and every peer replaces what led to the old one."""
     wire(lab, backend=backend)
@@ -185,12 +359,17 @@ def test_a_node_that_gets_another_address_is_reached_by_it_alone(lab: Lab, backe
     change_address(lab.b, "172.18.0.3/16", "172.18.0.33/16")
     try:
         lab.wire(*PODS4, dataplane=FLANNEL, nodes=moved, facts=facts)
-        ping(lab.a, IP["b1"], where="uid-a1")
+        # WireGuard trusts its session with the device that was there until 15 s went by without an answer.
+        wait_until(lambda: pings(lab.a, IP["b1"], "uid-a1"), 30, "the node is reached by its new address")
         assert "172.18.0.3 " not in lab.a.ok("ip", "route") + lab.a.ok("bridge", "fdb", "show")
     finally:
         change_address(lab.b, "172.18.0.33/16", "172.18.0.3/16")
         lab.b.become(NodeState())
         wire(lab, backend=backend)
+
+
+def pings(host: Host, target: str, where: str) -> bool:
+    return host.run("ping", "-n", "-c1", "-W1", target, where=where).code == 0
 
 
 def change_address(host: Host, old: str, new: str) -> None:

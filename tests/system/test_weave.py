@@ -10,103 +10,84 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import cells
 import pytest
-from cell_lab import Outer, captured, counted, curl, dissected, echoes, mac, ok, ping, told
+from cell_lab import (
+    NODE_PORT,
+    OUTSIDE,
+    VIP,
+    A,
+    B,
+    Outer,
+    captured,
+    counted,
+    curl,
+    dissected,
+    echoes,
+    in_mode,
+    in_modes,
+    lab_spec,
+    mac,
+    ok,
+    ping,
+    pod,
+    services,
+    told,
+    written,
+)
+from cells import Cells, Row
 
 from testbed.api.cluster import Cluster
 from testbed.dataplane.weave.names import peer_name
 
-ROOT = Path(__file__).parents[2]
-A, B, OUTSIDE = "172.18.0.2", "172.18.0.3", "172.18.0.254"
 A1, A2, A3, B1, B2, B3 = "10.32.0.2", "10.32.0.3", "10.32.0.4", "10.40.0.1", "10.40.0.2", "10.40.0.3"
 BRIDGE = {"a": "10.32.0.1", "b": "10.40.0.0"}
-VIP = {"one": "10.96.0.11", "near": "10.96.0.12", "self": "10.96.0.13"}
 PODS = ("a1", "a2", "a3", "b1", "b2", "b3")
-NODE_PORT = {"one": 30081, "near": 30082}
-
-POD = """\
-apiVersion: v1
-kind: Pod
-metadata: {{name: {name}, labels: {{app: {name}}}}}
-spec: {{nodeName: {node}, containers: [{{name: web, image: nginx, ports: [{{containerPort: 8080}}]}}]}}
----
-"""
-SERVICE = """\
-apiVersion: v1
-kind: Service
-metadata: {{name: {name}}}
-spec:
-  clusterIP: {vip}
-  type: {type}
-  selector: {{app: {app}}}
-  ports: [{{port: 80, targetPort: 8080{node_port}}}]
----
-"""
 
 
-def objects() -> str:
-    pods = "".join(POD.format(name=name, node=name[0]) for name in PODS)
-    return pods + "".join(
-        SERVICE.format(
-            name=name,
-            vip=vip,
-            app={"one": "b1", "near": "a2", "self": "a1"}[name],
-            type="NodePort" if name in NODE_PORT else "ClusterIP",
-            node_port=f", nodePort: {NODE_PORT[name]}" if name in NODE_PORT else "",
-        )
-        for name, vip in VIP.items()
+ROWS = {
+    mode: Row(
+        path_mtu=path_mtu,
+        near_ttl=64,
+        far_ttl=64,
+        far_source=BRIDGE["a"],
+        near_source=BRIDGE["a"],
+        masquerade=("WEAVE", "-s 10.32.0.0/12 ! -d 10.32.0.0/12"),
     )
+    for mode, path_mtu in (("fastdp", 1376), ("sleeve", 1438))
+}
 
 
-class Lab:
-    """The running lab by the names of the comparison: places, and the host ends of pods."""
+class Lab(cells.Lab):
+    """The lab in a mode."""
 
     def __init__(self, cluster: Cluster, mode: str) -> None:
-        self.cluster, self.mode = cluster, mode
-        self.a, self.b, self.o = cluster.node("a"), cluster.node("b"), cluster.host("o")
-        self.a1, self.a2, self.b1 = (cluster.pod(name) for name in ("a1", "a2", "b1"))
-
-    def host_end(self, pod: str) -> str:
-        """The name of a pod's device on its node."""
-        place, node = self.cluster.pod(pod), self.cluster.node(pod[0])
-        (link,) = told(place, "ip", "-json", "link", "show", "eth0")
-        found = [each for each in told(node, "ip", "-json", "link") if each["ifindex"] == link["link_index"]]
-        return str(found[0]["ifname"])
+        super().__init__(cluster, mode)
+        self.row, self.ip = ROWS[mode], {"a1": A1, "a2": A2, "b1": B1}
 
 
-@pytest.fixture(scope="module", params=["fastdp", "sleeve"])
-def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    mode = request.param
-    tmp = tmp_path_factory.mktemp("weave")
-    text = (ROOT / "topologies" / "cni-lab.yaml").read_text()
+@contextmanager
+def running(mode: str, tmp: Path, called: str = "") -> Iterator[Lab]:
+    """The lab in one mode."""
+    text = lab_spec(called or f"weave-{mode}", f"name: weave, mode: {mode}")
     text = re.sub(r", podCIDR: 10\.244\.\d\.0/24", "", text).replace("    podCIDR: 10.244.0.0/16\n", "")
-    text = text.replace("name: cni-lab", f"name: weave-{mode}")
-    text = text.replace("  network:\n", f"  network:\n    dataplane: {{name: weave, mode: {mode}}}\n")
-    text = text.replace("spec:\n", "spec:\n  dns: {enabled: false}\n", 1)
     (tmp / "lab.yaml").write_text(text)
-    (tmp / "objects.yaml").write_text(objects())
-    with Cluster.up(tmp / "lab.yaml", manifests=[tmp / "objects.yaml"]) as cluster:
+    with Cluster.up(tmp / "lab.yaml", manifests=[written(tmp, *map(pod, PODS), *services())]) as cluster:
         lab = Lab(cluster, mode)
         for place in (lab.a1, lab.a2):
             ping(place, B1)  # each knows the others from here on
         yield lab
 
 
-@pytest.fixture
-def fastdp(lab: Lab) -> Lab:
-    if lab.mode != "fastdp":
-        pytest.skip("a cell of fastdp")
-    return lab
+fastdp, sleeve = (in_mode(running, mode) for mode in ("fastdp", "sleeve"))
+lab = in_modes("fastdp", "sleeve")
 
 
-@pytest.fixture
-def sleeve(lab: Lab) -> Lab:
-    if lab.mode != "sleeve":
-        pytest.skip("a cell of sleeve")
-    return lab
+class TestCells(Cells):
+    """Of these rows."""
 
 
 # --- §1 addressing --------------------------------------------------------------------------------------
@@ -179,15 +160,8 @@ def test_datapath_is_a_bridge_of_its_own_without_addresses_and_iptables(fastdp: 
     assert flags == {"weave": 1, "datapath": 0}
 
 
-def test_unfragmented_packet_of_the_mtu_passes_and_one_byte_more_does_not(fastdp: Lab) -> None:
-    ping(fastdp.a1, B1, "-M", "do", "-s", "1348")
-    refused = fastdp.a1.run(["ping", "-n", "-c1", "-W1", "-M", "do", "-s", "1349", B1])
-    assert refused.code != 0
-    assert "too long" in refused.stdout + refused.stderr
-
-
-def test_sleeve_carries_1438_bytes_and_answers_what_is_larger(sleeve: Lab) -> None:
-    ping(sleeve.a1, B1, "-M", "do", "-s", "1410")
+def test_sleeve_answers_what_is_too_large_and_carries_fragments(sleeve: Lab) -> None:
+    ok(sleeve.a1, "ip", "route", "flush", "cache")  # nobody has told the pod yet
     refused = sleeve.a1.run(["ping", "-n", "-c1", "-W2", "-M", "do", "-s", "1411", B1])
     assert refused.code != 0
     assert "mtu = 1438" in refused.stdout + refused.stderr
@@ -272,39 +246,10 @@ def test_forward_begins_with_weaves_rules_and_ends_with_those_that_accept(lab: L
 # --- §3 TTL, source addresses, counters -------------------------------------------------------------------
 
 
-def test_ttl_is_64_on_one_node_and_across_both_ways(lab: Lab) -> None:
-    assert ping(lab.a1, A2) == ping(lab.a1, B1) == ping(lab.b1, A1) == 64
-    with captured(lab.b1, "eth0") as seen:
-        ping(lab.a1, B1)
-    assert [(frame["src"], frame["ttl"]) for frame in echoes(seen)] == [(A1, 64)]
-
-
 def test_bridged_packets_of_one_node_meet_forward(lab: Lab) -> None:
     before = counted(lab.a, "filter", "FORWARD", "-i weave ", "-j WEAVE-NPC-EGRESS")
     ping(lab.a1, A2)
     assert counted(lab.a, "filter", "FORWARD", "-i weave ", "-j WEAVE-NPC-EGRESS") == before + 2
-
-
-def test_node_is_seen_with_its_bridges_address_by_a_pod_across(lab: Lab) -> None:
-    with captured(lab.b1, "eth0") as seen:
-        ping(lab.a, B1)
-    assert [(frame["src"], frame["ttl"]) for frame in echoes(seen)] == [(BRIDGE["a"], 64)]
-
-
-def test_pod_is_seen_with_its_nodes_address_by_another_node(lab: Lab) -> None:
-    with captured(lab.b, "eth0") as seen:
-        ping(lab.a1, B)
-    assert [frame["src"] for frame in echoes(seen)] == [A]
-
-
-@pytest.mark.parametrize(("service", "backend"), [("one", "b1"), ("near", "a2")])
-def test_node_ports_client_is_seen_with_the_bridges_address(lab: Lab, service: str, backend: str) -> None:
-    with captured(lab.cluster.pod(backend), "eth0") as seen:
-        answer = curl(lab.o, f"http://{A}:{NODE_PORT[service]}/hostname")
-    assert (answer.code, answer.stdout.strip()) == (0, backend), answer.stderr
-    assert {frame["src"] for frame in seen if frame["what"] == "tcp" and frame["way"] == "in"} == {
-        BRIDGE["a"]
-    }
 
 
 # --- §4 captures ------------------------------------------------------------------------------------------
@@ -410,25 +355,6 @@ def test_sleeve_sends_the_frame_behind_the_names_of_both_peers(sleeve: Lab) -> N
     assert (echo["ttl"], echo["length"]) == (64, 98)
 
 
-def test_service_is_translated_on_the_clients_node_and_nowhere_else(lab: Lab) -> None:
-    ok(lab.a, "conntrack", "-F")
-    with ExitStack() as stack:
-        p_a1, h_a1, p_b1 = (
-            stack.enter_context(captured(*where))
-            for where in ((lab.a1, "eth0"), (lab.a, lab.host_end("a1")), (lab.b1, "eth0"))
-        )
-        before = counted(lab.a, "nat", "KUBE-SERVICES", f"-d {VIP['one']}/32", "KUBE-SVC-")
-        assert curl(lab.a1, f"http://{VIP['one']}/hostname").stdout.strip() == "b1"
-    assert counted(lab.a, "nat", "KUBE-SERVICES", f"-d {VIP['one']}/32", "KUBE-SVC-") == before + 1
-    for frames in (p_a1, h_a1):
-        ends = {(frame["src"], frame["dst"]) for frame in frames if frame["what"] == "tcp"}
-        assert ends == {(A1, VIP["one"]), (VIP["one"], A1)}
-    assert {(frame["src"], frame["dst"]) for frame in p_b1 if frame["what"] == "tcp"} == {(A1, B1), (B1, A1)}
-    tracked = ok(lab.a, "conntrack", "-L", "-p", "tcp", "--orig-dst", VIP["one"])
-    assert f"src={A1} dst={VIP['one']}" in tracked
-    assert f"src={B1} dst={A1}" in tracked
-
-
 def test_service_of_the_same_node_needs_iptables_on_the_bridge(lab: Lab) -> None:
     assert curl(lab.a1, f"http://{VIP['near']}/hostname").stdout.strip() == "a2"
     ok(lab.a, "ip", "link", "set", "weave", "type", "bridge", "nf_call_iptables", "0")
@@ -447,19 +373,6 @@ def test_pod_that_is_its_own_backend_sees_the_bridge_and_needs_hairpin(lab: Lab)
         assert curl(lab.a1, f"http://{VIP['self']}/clientip", "-m1").code == 28
     finally:
         ok(lab.a, "ip", "link", "set", port, "type", "bridge_slave", "hairpin", "on")
-
-
-def test_outside_sees_the_nodes_address_and_the_rule_counts_it(lab: Lab) -> None:
-    words = "-s 10.32.0.0/12 ! -d 10.32.0.0/12"
-    before = counted(lab.a, "nat", "WEAVE", words)
-    with captured(
-        lab.o, ok(lab.o, "sh", "-c", "ip -o route get 172.18.0.2").split("dev ")[1].split()[0]
-    ) as seen:
-        ping(lab.a1, OUTSIDE)
-    (echo,) = echoes(seen)
-    assert (echo["src"], echo["ttl"], echo["length"]) == (A, 63, 98)
-    assert counted(lab.a, "nat", "WEAVE", words) == before + 1
-    assert f"src={A1} dst={OUTSIDE}" in ok(lab.a, "conntrack", "-L", "-p", "icmp", "--orig-src", A1)
 
 
 # --- §5 negative checks -----------------------------------------------------------------------------------
@@ -512,17 +425,16 @@ def test_policy_drop_of_forward_stops_nobody(lab: Lab) -> None:
         ok(lab.a, "iptables", "-P", "FORWARD", "ACCEPT")
 
 
-def test_after_the_last_pod_the_nodes_own_devices_remain(lab: Lab, tmp_path: Path) -> None:
-    """The last test of a mode: it takes the pods away."""
-    manifest = tmp_path / "objects.yaml"
-    manifest.write_text(objects())
-    lab.cluster.delete(manifest)
-    lab.cluster.settle()
-    mine = {"weave", "vethwe-bridge"}
-    mine |= {"datapath", "vethwe-datapath", "vxlan-6784"} if lab.mode == "fastdp" else {"vethwe-pcap"}
-    links = {link["ifname"] for link in told(lab.a, "ip", "-json", "link")}
-    assert links == {"lo", "eth0"} | mine
-    chains = set(re.findall(r"^:(WEAVE\S*)", ok(lab.a, "iptables-save"), re.M))
-    assert chains == {"WEAVE", "WEAVE-NPC", "WEAVE-NPC-DEFAULT", "WEAVE-NPC-INGRESS"} | {
-        f"WEAVE-NPC-EGRESS{end}" for end in ("", "-DEFAULT", "-CUSTOM", "-ACCEPT")
-    }
+@pytest.mark.parametrize("mode", ["fastdp", "sleeve"])
+def test_after_the_last_pod_the_nodes_own_devices_remain(mode: str, tmp_path: Path) -> None:
+    with running(mode, tmp_path, f"weave-{mode}-empty") as lab:
+        lab.cluster.delete(tmp_path / "objects.json")
+        lab.cluster.settle()
+        mine = {"weave", "vethwe-bridge"}
+        mine |= {"datapath", "vethwe-datapath", "vxlan-6784"} if mode == "fastdp" else {"vethwe-pcap"}
+        links = {link["ifname"] for link in told(lab.a, "ip", "-json", "link")}
+        assert links == {"lo", "eth0"} | mine
+        chains = set(re.findall(r"^:(WEAVE\S*)", ok(lab.a, "iptables-save"), re.M))
+        assert chains == {"WEAVE", "WEAVE-NPC", "WEAVE-NPC-DEFAULT", "WEAVE-NPC-INGRESS"} | {
+            f"WEAVE-NPC-EGRESS{end}" for end in ("", "-DEFAULT", "-CUSTOM", "-ACCEPT")
+        }

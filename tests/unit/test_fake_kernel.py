@@ -15,6 +15,7 @@ from testbed.state import (
     Link,
     Neighbour,
     NetnsState,
+    Peer,
     PodState,
     Route,
     Vxlan,
@@ -39,6 +40,8 @@ def part(*things: Any, sysctls: dict[str, str] | None = None) -> NetnsState:
                 state.neighbours[thing.dev, thing.dst] = thing
             case FdbEntry():
                 state.fdb[thing.dev, thing.mac, thing.dst] = thing
+            case Peer():
+                state.peers[thing.dev, thing.key] = thing
             case Chain():
                 state.chains[thing.family, thing.table, thing.name] = thing
     return state
@@ -88,6 +91,7 @@ def accept(kernel: FakeKernel, *things: Any) -> None:
             [VXLAN, *(FdbEntry("vx", "0a:00:00:00:00:01", f"172.18.0.{k}") for k in (3, 4))],
             "0a:00:00:00:00:01 is at 172.18.0.3",
         ),
+        ([VXLAN, Peer("vx", "key", "172.18.0.3:51820", ())], "vx is no WireGuard device"),
         ([Chain("ipv4", "nat", "POSTROUTING", ("-j KUBE-X",))], "no chain KUBE-X in table nat"),
         (
             [Chain("ipv4", "filter", "KUBE-X"), Chain("ipv4", "nat", "KUBE-Y", ("-g KUBE-X",))],

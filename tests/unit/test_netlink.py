@@ -151,3 +151,18 @@ def test_refusal_says_what_was_asked():
 @pytest.mark.parametrize(("name", "number"), [("boot", 3), ("bird", 12), ("80", 80)])
 def test_protocol_number(name: str, number: int):
     assert netlink.protocol_number(name) == number
+
+
+def test_ipip_beside_the_netnss_own_has_a_local_address_and_the_inner_packets_df():
+    info = decoded(netlink.add_ipip("flannel.ipip", "172.18.0.2"), ifinfmsg).get_attr("IFLA_LINKINFO")
+    assert info.get_attr("IFLA_INFO_KIND") == "ipip"
+    data = info.get_attr("IFLA_INFO_DATA")
+    assert (data.get_attr("IFLA_IPIP_LOCAL"), data.get_attr("IFLA_IPIP_PMTUDISC")) == ("172.18.0.2", 0)
+    plain = decoded(netlink.add_ipip("tunl0"), ifinfmsg).get_attr("IFLA_LINKINFO")
+    assert plain.get_attr("IFLA_INFO_DATA") is None
+
+
+def test_wireguard():
+    message = decoded(netlink.add_wireguard("flannel-wg", 1420), ifinfmsg)
+    assert message.get_attr("IFLA_MTU") == 1420
+    assert message.get_attr("IFLA_LINKINFO").get_attr("IFLA_INFO_KIND") == "wireguard"

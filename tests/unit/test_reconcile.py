@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from node_states import host_end, netns, nodes, pod
+from node_states import NoTenants, host_end, netns, nodes, pod
 
 from testbed.cluster.apply import apply
 from testbed.cluster.messages import AddPods, Change, ChangeNetns, DeletePods, UpdatePod
@@ -31,24 +31,6 @@ from testbed.state import (
 )
 
 EMPTY = NodeState()
-
-
-class NoTenants:
-    """Nobody lives in the pods."""
-
-    def open(self, pod: PodState) -> None: ...
-
-    def start(self, pod: PodState) -> None: ...
-
-    def update(self, pod: PodState) -> None: ...
-
-    def run_daemons(self, daemons: Any) -> None: ...
-
-    def change_sandboxes(self, add: Any, remove: Any) -> None: ...
-
-    def write_files(self, files: Any) -> None: ...
-
-    def stop(self, uid: str) -> None: ...
 
 
 def node(*pods: PodState, **more: Any) -> NodeState:

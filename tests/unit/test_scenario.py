@@ -15,6 +15,7 @@ from testbed.scenario.model import Context, steps
 from testbed.scenario.run import noise_floor
 from testbed.scenario.steps.ask import Ask, Choice
 from testbed.scenario.steps.expect import Expect
+from testbed.scenario.steps.node import Node as NodeStep
 from testbed.scenario.steps.reach import Reach
 from testbed.scenario.steps.rollout import Rollout, complete
 from testbed.scenario.steps.services import Services
@@ -269,6 +270,15 @@ def test_steps_within_a_step_are_read_and_their_problems_told(tmp_path: Path) ->
     with pytest.raises(InputError) as caught:
         load_scenario(write(tmp_path, lines.format("1")))
     assert [one.path for one in caught.value.problems] == ["steps[0].ask.during[0].rollout.deployment"]
+
+
+def test_a_node_leaves_or_joins_and_not_both(tmp_path: Path) -> None:
+    lines = "steps:\n- node: {{{}}}\n"
+    scenario = load_scenario(write(tmp_path, lines.format("leave: node-2")))
+    assert scenario.steps[0][1] == NodeStep(leave="node-2")
+    for wrong in ("", "leave: node-2, join: node-2"):
+        with pytest.raises(InputError, match="which node is to leave, or which is to join"):
+            load_scenario(write(tmp_path, lines.format(wrong)))
 
 
 def test_variants_and_conclusions_are_read(tmp_path: Path) -> None:
