@@ -200,7 +200,7 @@ def probe_samples(
                 sent=sent or begun,
                 received=received,
                 late=begun - due,
-                seconds=seconds,
+                seconds=seconds if verdict == "ok" else None,  # an error that was answered is no quick answer
                 seconds_kernel=kernel,
                 copies=copies,
                 order=order,

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from testbed.measure.bootstrap import expanded_tail
-from testbed.measure.resample import resampled_medians
+from testbed.measure.resample import blocks_in, interval_tail, resampled_medians
 from testbed.quantiles import quantile, rank
 from testbed.records import FIGURE, Sample, reach_samples, rtt_samples
 
@@ -54,7 +54,6 @@ REACHABILITY_COLUMNS: Final = (
     "attempts",
 )
 BOOTSTRAP_ROUNDS: Final = 2000
-CONFIDENCE: Final = 0.95
 
 
 def frame_of(samples: Sequence[Sample]) -> pd.DataFrame:
@@ -93,28 +92,40 @@ def samples_of(frame: pd.DataFrame) -> list[Sample]:
 
 
 def median_interval(
-    values: np.ndarray[Any, Any], seed: int = 0, groups: np.ndarray[Any, Any] | None = None
+    values: np.ndarray[Any, Any],
+    seed: int = 0,
+    groups: np.ndarray[Any, Any] | None = None,
+    rounds: int = BOOTSTRAP_ROUNDS,
 ) -> tuple[float, float]:
     """The 95 % bootstrap confidence interval of the median; the same for the same values and seed.
 
     values: in the order they were taken. Of one repetition blocks of neighbours are drawn, as these are
     alike: ``measure.resample``. groups: the repetition of each value; of several, whole repetitions are
-    drawn, for the same reason, and the interval is widened for their small number.
+    drawn, for the same reason. The interval is widened where blocks or repetitions are few.
     """
     if len(values) == 0:
         return (float("nan"), float("nan"))
     random = np.random.default_rng(seed)
     kinds = np.unique(groups) if groups is not None else np.array([])
     if len(kinds) > 1:
-        rounds = max(100, min(BOOTSTRAP_ROUNDS, 20_000_000 // len(values)))
+        rounds = max(100, min(rounds, 20_000_000 // len(values)))
         parts = [values[groups == kind] for kind in kinds]
         drawn = (random.integers(0, len(parts), len(parts)) for _ in range(rounds))
         medians = np.array([_median(np.concatenate([parts[one] for one in chosen])) for chosen in drawn])
         tail = expanded_tail(len(kinds))
     else:
-        medians, tail = resampled_medians(values, BOOTSTRAP_ROUNDS, random), (1 - CONFIDENCE) / 2
+        medians = resampled_medians(values, rounds, random)
+        tail = interval_tail(blocks_in(values))
     medians.sort()
     return quantile(medians, tail), quantile(medians, 1 - tail)
+
+
+def median_blocks(values: np.ndarray[Any, Any], groups: np.ndarray[Any, Any] | None = None) -> float:
+    """How many blocks of neighbours ``median_interval`` rests on; NaN where it draws whole repetitions, or
+    there is none."""
+    if len(values) == 0 or (groups is not None and len(np.unique(groups)) > 1):
+        return float("nan")
+    return float(blocks_in(values))
 
 
 def _median(values: np.ndarray[Any, Any]) -> float:
@@ -187,6 +198,7 @@ _STATISTICS: Final = (
     "median",
     "median_low",
     "median_high",
+    "median_blocks",
     "p95",
     "p99",
     "max",
@@ -204,7 +216,8 @@ def _statistics(part: pd.DataFrame) -> dict[str, float]:
     counts: dict[str, float] = {"probes": len(part), "ok": good, "failed": len(part) - good}
     if len(values) == 0:
         return counts
-    low, high = median_interval(values, groups=repetitions(part))
+    groups = repetitions(part)
+    low, high = median_interval(values, groups=groups)
     shares = {"min": 0.0, "median": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
     ordered = np.sort(values)
     return {
@@ -212,6 +225,7 @@ def _statistics(part: pd.DataFrame) -> dict[str, float]:
         **{name: quantile(ordered, share) for name, share in shares.items()},
         "median_low": low,
         "median_high": high,
+        "median_blocks": median_blocks(values, groups),
         "mean": float(answered.mean()) if len(answered) else float("nan"),
         "std": float(answered.std(ddof=1)) if len(answered) > 1 else 0.0,
         "kernel_median": quantile(kernel, 0.5),

@@ -11,11 +11,14 @@ from typing import Any, Final
 
 import numpy as np
 
+from testbed.measure.bootstrap import expanded_tail
 from testbed.quantiles import rank
 
 Values = np.ndarray[Any, Any]
 _FEWEST: Final = 16
 """Values below which nothing can be told of how alike neighbours are."""
+LEAST_BLOCKS: Final = 20
+"""Blocks below which intervals hold the median clearly less often than they say, widened as they are."""
 _AT_ONCE: Final = 2_000_000
 _MOST: Final = 20_000_000
 """Values that are drawn together, and in all rounds."""
@@ -24,12 +27,14 @@ _MOST: Final = 20_000_000
 def block_length(values: Values) -> int:
     """How many neighbours to draw together for the median: Politis and White (2004) with the correction of
     Patton, Politis and White (2009), on whether each value is above the median, which is what the median's
-    own variance depends on."""
+    own variance depends on. Where many are the median (most were lost, say), on whether each is at least it,
+    if that divides them more evenly."""
     size = len(values)
     if size < _FEWEST:
         return 1
-    above = (values > np.partition(values, rank(0.5, size))[rank(0.5, size)]).astype(float)
-    if not above.any():
+    middle = np.partition(values, rank(0.5, size))[rank(0.5, size)]
+    above = min((values > middle, values >= middle), key=lambda side: abs(side.mean() - 0.5)).astype(float)
+    if above.min() == above.max():
         return 1
     covariance = _autocovariance(above - above.mean())
     quiet = max(5, math.ceil(math.sqrt(math.log10(size))))
@@ -46,6 +51,16 @@ def block_length(values: Values) -> int:
         return longest
     best = (2 * slope**2 / (4 / 3 * spread**2)) ** (1 / 3) * size ** (1 / 3)
     return min(longest, max(1, round(float(best))))
+
+
+def blocks_in(values: Values) -> int:
+    """How many blocks of neighbours there are: that many values that are unlike tell as much."""
+    return len(values) // block_length(values)
+
+
+def interval_tail(blocks: int) -> float:
+    """The share to leave out at each end of the resampled medians for an interval of 95 %."""
+    return expanded_tail(max(2, blocks))
 
 
 def _autocovariance(values: Values) -> Values:

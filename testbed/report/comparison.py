@@ -273,6 +273,7 @@ def _method() -> str:
         "machine&rsquo;s noise floor, several trips through the kernel reckoned, does not explain it; or "
         "where the share that succeeded changed beyond its 95 % interval (Newcombe). Of twenty figures "
         "without any difference about one has an interval that leaves out 1. Intervals: moving block "
-        "bootstrap of samples, or of whole runs where there are three a side. This page is made from the "
+        "bootstrap of samples, or of whole runs where there are three a side, widened where these are few "
+        "(on few blocks still too narrow: the reason says so). This page is made from the "
         "folders alone.</footer>"
     )

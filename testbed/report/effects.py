@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from testbed.measure.bootstrap import expanded_tail
-from testbed.measure.resample import resampled_medians
+from testbed.measure.resample import LEAST_BLOCKS, blocks_in, interval_tail, resampled_medians
 from testbed.quantiles import quantile
 
 Values = np.ndarray[Any, np.dtype[np.float64]]
@@ -102,12 +102,13 @@ def effect(before: Measured, after: Measured, *, floor: float = 0.0, seed: int =
         )
     units = min(len(before.times), len(after.times)) >= LEAST_UNITS
     random = np.random.default_rng(seed)
-    low, high = (_by_units if units else _by_samples)(before, after, random)
+    blocks = 0 if units else min(blocks_in(first), blocks_in(second))
+    low, high = _by_units(before, after, random) if units else _by_samples(first, second, blocks, random)
     ratio = after.median / before.median
     delta = cliffs_delta(first, second)
     verdict, why = _of_shares(share)
     if verdict != WORSE:
-        timed, timed_why = _of_times(before.median, low, high, delta, floor)
+        timed, timed_why = _of_times(before.median, low, high, delta, floor, blocks)
         if timed != NONE or not why:
             verdict, why = timed, timed_why
     return Effect(before, after, ratio, low, high, delta, share, units, verdict, why)
@@ -122,21 +123,29 @@ def _of_shares(share: tuple[float, float, float]) -> tuple[Verdict, str]:
     return NONE, ""
 
 
-def _of_times(median: float, low: float, high: float, delta: float, floor: float) -> tuple[Verdict, str]:
+def _of_times(
+    median: float, low: float, high: float, delta: float, floor: float, blocks: int
+) -> tuple[Verdict, str]:
+    """blocks: of neighbours that the interval rests on; 0 where units were resampled."""
     if low <= 1 <= high:
         return NONE, "the interval holds 1"
     if abs(delta) < NEGLIGIBLE:
         return NONE, f"the distributions overlap (Cliff's delta {delta:+.2f})"
     if min(abs(low - 1), abs(high - 1)) * median <= floor:
         return NONE, "the machine's noise floor changed as much"
-    return (BETTER, "faster") if high < 1 else (WORSE, "slower")
+    few = f", on {blocks} blocks of samples only" if blocks and blocks < LEAST_BLOCKS else ""
+    return (BETTER, f"faster{few}") if high < 1 else (WORSE, f"slower{few}")
 
 
-def _by_samples(before: Measured, after: Measured, random: np.random.Generator) -> tuple[float, float]:
-    """95 % interval of the ratio of medians by a moving block bootstrap: ``measure.resample``."""
-    sides = [resampled_medians(values, ROUNDS, random) for values in (before.pooled, after.pooled)]
+def _by_samples(
+    before: Values, after: Values, blocks: int, random: np.random.Generator
+) -> tuple[float, float]:
+    """95 % interval of the ratio of medians by a moving block bootstrap, widened where blocks are few:
+    ``measure.resample``."""
+    sides = [resampled_medians(values, ROUNDS, random) for values in (before, after)]
     rounds = min(len(side) for side in sides)
-    low, high = np.quantile(sides[1][:rounds] / sides[0][:rounds], [0.025, 0.975])
+    tail = interval_tail(blocks)
+    low, high = np.quantile(sides[1][:rounds] / sides[0][:rounds], [tail, 1 - tail])
     return float(low), float(high)
 
 

@@ -31,7 +31,7 @@ from testbed.report.probes import floors, middle_of, probes
 from testbed.report.sides import read_sides
 from testbed.report.svg import NOTHING, duration
 from testbed.report.topology import topology
-from testbed.report.trust import mark, near_floor, overloads
+from testbed.report.trust import few_blocks, mark, near_floor, overloads
 from testbed.report.ways import ways
 
 
@@ -288,15 +288,16 @@ def _summary_table(run: Run, table: pd.DataFrame) -> str:
         "call to the kernel&rsquo;s receive timestamp. Kernel to kernel: median from transmit to receive "
         "timestamp. What failed counts as infinitely late: a quantile that falls on it is <i>lost</i>. The "
         "interval is a bootstrap of the median: of blocks of neighbours, as these are alike, or of whole "
-        "repetitions. ≈: nearer to the noise floor than five of it, or taken on an overloaded machine; "
-        "point at it for the reason.</p>"
+        "repetitions. ≈: nearer to the noise floor than five of it, taken on an overloaded machine, or an "
+        "interval of few blocks; point at it for the reason.</p>"
     )
     return f"<h2>Figures</h2>{note}{_card(_table(heads, rows))}"
 
 
 def _interval(row: dict[Any, Any]) -> str:
     low, high = row["median_low"], row["median_high"]
-    return NOTHING if low != low else f"{duration(low)} … {duration(high)}"
+    doubt = mark(few_blocks(row["median_blocks"]))
+    return NOTHING if low != low else f"{duration(low)} … {duration(high)} {doubt}"
 
 
 def _environment(run: Run) -> str:

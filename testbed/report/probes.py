@@ -12,7 +12,8 @@ import pandas as pd
 
 from testbed.measure import metrics
 from testbed.measure.floor import FLOOR_PATH
-from testbed.measure.frames import median_interval, repetitions, samples_of, waits
+from testbed.measure.frames import median_blocks, median_interval, repetitions, samples_of, waits
+from testbed.measure.resample import LEAST_BLOCKS
 from testbed.quantiles import quantile
 from testbed.records import CHANGES, Run, Sample
 from testbed.report.colours import PATH_NAMES, PATHS, RUNS
@@ -20,7 +21,7 @@ from testbed.report.loads import named
 from testbed.report.pieces import card, table
 from testbed.report.plots import Line, ecdf, legend
 from testbed.report.svg import NOTHING, duration
-from testbed.report.trust import mark, near_floor, overloads
+from testbed.report.trust import few_blocks, mark, near_floor, overloads
 
 _PROBES: Final = "probe"
 
@@ -107,6 +108,7 @@ def _table(run: Run, found: pd.DataFrame) -> str:
         values = waits(rows)
         median = metrics.quantile(samples, 0.5)
         low, high = median_interval(values, groups=repetitions(rows))
+        doubt = mark(few_blocks(median_blocks(values, repetitions(rows))))
         middle = middle_of(of_floor.get((variant, step)), str(rows["protocol"].iloc[0]))
         sign = mark(near_floor(median, middle), doubtful.get((variant, step), ""))
         repeated = int(rows["repetition"].nunique())
@@ -119,7 +121,7 @@ def _table(run: Run, found: pd.DataFrame) -> str:
                 _seconds(metrics.outage(samples)),
                 _seconds(metrics.convergence(samples, changes)),
                 f"{duration(median)} {sign}",
-                f"{duration(low)} … {duration(high)}" if len(values) else NOTHING,
+                f"{duration(low)} … {duration(high)} {doubt}" if len(values) else NOTHING,
                 duration(metrics.quantile(samples, 0.99)),
                 duration(middle),
                 _late(samples),
@@ -145,7 +147,8 @@ def _table(run: Run, found: pd.DataFrame) -> str:
         "Convergence: from a change until what becomes of probes stays as it is. Median and p99: a probe "
         "that failed counts as infinitely late, and a quantile that falls on one is <i>lost</i>. Interval: a "
         "bootstrap of blocks of neighbours, as these are alike, or of whole repetitions where there are "
-        "several. Sent late: how many the prober sent more than 100 µs after their time in the schedule.</p>"
+        f"several; one marked ≈ rests on fewer than {LEAST_BLOCKS} blocks and may be too narrow. Sent late: "
+        "how many the prober sent more than 100 µs after their time in the schedule.</p>"
     )
     return note + card(table(heads, body), 'style="margin-top:14px"') if body else ""
 
@@ -179,6 +182,7 @@ def _throughput(found: pd.DataFrame) -> str:
         if len(rates):
             repeated = group.loc[group["bits_per_second"].notna(), "repetition"].to_numpy()
             low, high = median_interval(rates, groups=repeated)
+            doubt = mark(few_blocks(median_blocks(rates, repeated)))
             way = ", ".join(dict.fromkeys(map(str, group["path"])))
             rows.append(
                 [
@@ -186,7 +190,7 @@ def _throughput(found: pd.DataFrame) -> str:
                     escape(way),
                     f"{len(rates):,}",
                     f"{quantile(np.sort(rates), 0.5) / 1e6:,.1f}",
-                    f"{low / 1e6:,.1f} … {high / 1e6:,.1f}",
+                    f"{low / 1e6:,.1f} … {high / 1e6:,.1f} {doubt}",
                     f"{rates.min() / 1e6:,.1f}",
                 ]
             )

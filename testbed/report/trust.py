@@ -1,5 +1,5 @@
-"""Which figures are not to be trusted, and why: too near to the machine's noise floor, or taken under
-overload."""
+"""Which figures are not to be trusted, and why: too near to the machine's noise floor, taken under overload,
+or an interval that rests on too little."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from html import escape
 
 from testbed.measure.machine import FLOORS, overloaded
+from testbed.measure.resample import LEAST_BLOCKS
 from testbed.records import Event
 from testbed.report.svg import duration
 
@@ -30,6 +31,13 @@ def near_floor(value: float, floor: float) -> str:
     if math.isnan(value) or math.isnan(floor) or value >= FLOORS * floor:
         return ""
     return f"below {FLOORS:g} noise floors of {duration(floor)}"
+
+
+def few_blocks(blocks: float) -> str:
+    """Why an interval is too sure of itself; "" where it is not, or rests on no blocks (NaN)."""
+    if math.isnan(blocks) or blocks >= LEAST_BLOCKS:
+        return ""
+    return f"rests on {blocks:.0f} blocks of neighbours only: likely to be too narrow"
 
 
 def mark(*reasons: str) -> str:

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from testbed.measure import metrics
-from testbed.measure.frames import frame_of, median_interval, summary, waits
-from testbed.measure.resample import block_length, resampled_medians
+from testbed.measure.frames import frame_of, median_blocks, median_interval, summary, times_of, waits
+from testbed.measure.resample import LEAST_BLOCKS, block_length
 from testbed.quantiles import quantile
-from testbed.records import Sample, ask_samples
+from testbed.records import Sample, ask_samples, probe_samples
+from testbed.report.trust import few_blocks
 from testbed.scenario.expectations import parse
 
 ENDS = ("source", "source_namespace", "source_node", "destination", "destination_namespace")
@@ -102,6 +103,24 @@ def test_a_conversation_that_was_refused_has_no_time_to_be_quick_with() -> None:
     assert metrics.waits(ask_samples("ask", [asker], {"replies": columns})) == [0.002, math.inf]
 
 
+def test_a_dns_error_is_no_quick_answer() -> None:
+    columns = {name: [0.0] * 100 for name in ("due", "begun", "sent", "received")} | {
+        "flow": [0] * 100,
+        "seconds": [0.0003] * 100,
+        "seconds_kernel": [0.0002] * 100,
+        "copies": [1] * 100,
+        "order": [0] * 100,
+        "outcome": [0] * 100,
+    }
+    flow = {**dict.fromkeys((*ENDS, "destination_node", "ip"), ""), "path": "service"}
+    answer = {"flows": [flow], "columns": columns, "offset": 0, "words": [("error", "SERVFAIL", "", "", "")]}
+    samples = probe_samples("names", "dns", answer)
+    assert metrics.waits(samples) == [math.inf] * 100
+    assert math.isnan(metrics.mean(samples))
+    assert len(times_of(frame_of(samples))) == 0
+    assert parse("p99 < 5 ms").judge(samples) == ("lost", False)
+
+
 # --- intervals --------------------------------------------------------------------------------------------
 
 
@@ -113,18 +132,29 @@ def series(random: np.random.Generator, alike: float, size: int) -> np.ndarray:
     return np.exp(0.3 * values)
 
 
-def test_intervals_of_samples_that_are_alike_hold_the_median_about_as_often_as_they_say() -> None:
+def held(alike: float, size: int) -> tuple[float, float]:
+    """The shares of series whose intervals hold their median: as they are, and drawn one by one."""
     random = np.random.default_rng(1)
-    held = drawn_singly = 0
-    for _ in range(60):
-        values = series(random, 0.9, 1000)
-        low, high = np.quantile(resampled_medians(values, 200, random), [0.025, 0.975])
-        held += low <= 1 <= high
-        singly = [np.median(random.choice(values, len(values))) for _ in range(100)]
-        low, high = np.quantile(singly, [0.025, 0.975])
-        drawn_singly += low <= 1 <= high
-    assert held >= 48
-    assert drawn_singly <= 36, "drawn one by one they would be far too narrow"
+    blocks = singly = 0
+    for _ in range(200):
+        values = series(random, alike, size)
+        low, high = median_interval(values, rounds=200)
+        blocks += low <= 1 <= high
+        medians = np.median(random.choice(values, (100, size)), axis=1)
+        low, high = np.quantile(medians, [0.025, 0.975])
+        singly += low <= 1 <= high
+    return blocks / 200, singly / 200
+
+
+@pytest.mark.parametrize(
+    ("alike", "size", "least"), [(0.0, 30, 0.94), (0.6, 100, 0.88), (0.9, 100, 0.80), (0.9, 1000, 0.90)]
+)
+def test_intervals_hold_the_median_about_as_often_as_they_say(alike: float, size: int, least: float) -> None:
+    """Of 100 values that are as alike as 0.9 there are ten blocks, and less than they say is what is left."""
+    blocks, singly = held(alike, size)
+    assert blocks >= least
+    if alike > 0.5:
+        assert singly < blocks - 0.1, "drawn one by one they would be far too narrow"
 
 
 def test_blocks_are_as_long_as_neighbours_are_alike() -> None:
@@ -135,6 +165,28 @@ def test_blocks_are_as_long_as_neighbours_are_alike() -> None:
     assert lengths[2] > 20
     assert block_length(np.full(500, 1.0)) == 1
     assert block_length(np.array([1.0, 2.0])) == 1
+    assert block_length(np.full(500, math.inf)) == 1
+
+
+@pytest.mark.parametrize("lost", [490, 550])
+def test_an_outage_is_one_block_on_either_side_of_half(lost: int) -> None:
+    values = np.random.default_rng(4).uniform(1e-3, 1.2e-3, 1000)
+    values[200 : 200 + lost] = math.inf
+    assert block_length(values) > 40
+    low, high = median_interval(values)
+    assert low < 1.2e-3
+    assert high == math.inf
+
+
+def test_an_interval_of_few_blocks_is_told() -> None:
+    random = np.random.default_rng(5)
+    few, many = series(random, 0.9, 100), series(random, 0.0, 100)
+    assert median_blocks(few) < LEAST_BLOCKS <= median_blocks(many)
+    assert "too narrow" in few_blocks(median_blocks(few))
+    assert not few_blocks(median_blocks(many))
+    assert not few_blocks(median_blocks(few, np.repeat([1, 2], 50))), "whole repetitions are drawn"
+    (row,) = summary(frame_of([probe(float(value)) for value in few])).to_dict("records")
+    assert row["median_blocks"] == median_blocks(few)
 
 
 def test_an_interval_says_where_the_median_may_be_lost() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from testbed.scenario.model import Context, steps
 from testbed.scenario.run import noise_floor
 from testbed.scenario.steps.ask import Ask, Choice
 from testbed.scenario.steps.expect import Expect
+from testbed.scenario.steps.lookups import Lookups
 from testbed.scenario.steps.node import Node as NodeStep
 from testbed.scenario.steps.reach import Reach
 from testbed.scenario.steps.rollout import Rollout, complete
@@ -200,6 +202,37 @@ def test_a_load_is_asked_for_judged_and_recorded() -> None:
     first, _, last = context.samples
     assert (first.source, first.source_namespace, first.answer, first.seconds) == ("client", "x", "a", 0.002)
     assert (last.verdict, last.seconds, last.sequence) == ("timeout", None, 3)
+
+
+class Asking:
+    """A cluster whose pods print the same rows whatever they run."""
+
+    def __init__(self, *questions: list[list[str]]) -> None:
+        rows = [
+            {
+                **{"name": "web", "at": 1.0, "seconds": 0.001, "network": 0.001, "error": ""},
+                **{"addresses": ["10.96.0.9"], "questions": asked, "answers": []},
+            }
+            for asked in questions
+        ]
+        self.stdout, self.stderr, self.code = "\n".join(map(json.dumps, rows)), "", 0
+
+    def pod(self, name: str, namespace: str) -> Asking:
+        return self
+
+    def run(self, command: list[str]) -> Asking:
+        return self
+
+
+@pytest.mark.parametrize(
+    ("more", "met"), [([], True), ([["web.", "A"]], True), ([["web.svc.", "A"], ["web.svc.", "AAAA"]], False)]
+)
+def test_a_question_that_is_asked_again_is_no_other_question(more: list[list[str]], met: bool) -> None:
+    once = [["web.", "A"], ["web.", "AAAA"]]
+    context = Context(running=cast(Any, Asking(once, [*once, *more])), folder=Path())
+    Lookups(forms={"service": "web"}, pod="client", questions={"service": 2}).run(context)
+    assert context.expectations[0].met is met
+    assert context.samples[1].attempts == 2 + len(more)
 
 
 def test_of_a_bare_connection_the_kernels_measure_counts() -> None:

@@ -21,7 +21,8 @@ KUBE_SYSTEM = "/api/v1/namespaces/kube-system/pods"
 class Lookups(Step, frozen=True, kw_only=True):
     """forms: what a name is called in the report → the name; each is looked up ``count`` times from ``pod``.
 
-    questions: form → how many DNS questions a lookup takes; fails: the forms that have no address. lose: a
+    questions: form → how many different DNS questions a lookup takes (a resolver that gets no answer in 5 s
+    asks the same again); fails: the forms that have no address. lose: a
     label selector in kube-system; after ``lose_after`` seconds one of its pods is deleted without notice.
     lost_at_most: share of lookups that may fail.
     """
@@ -95,7 +96,11 @@ class Lookups(Step, frozen=True, kw_only=True):
 
     def _judge_questions(self, context: Context, forms: dict[str, str], rows: list[dict[str, Any]]) -> None:
         for form, wanted in self.questions.items():
-            counts = Counter(len(row["questions"]) for row in rows if forms[row["name"]] == form)
+            counts = Counter(
+                len({(name, kind) for name, kind in row["questions"]})
+                for row in rows
+                if forms[row["name"]] == form
+            )
             seen = ", ".join(f"{count} in {times} lookups" for count, times in counts.items())
             context.expect(
                 self.name, f"{form}: {wanted} questions", seen or "no lookup", set(counts) == {wanted}
