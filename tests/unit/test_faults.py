@@ -299,6 +299,25 @@ def test_a_fault_on_a_node_that_has_left_is_healed(name: str) -> None:
     asyncio.run(told())
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_pod_that_is_gone_need_not_say_where_it_is(there: bool) -> None:
+    announced: list[str] = []
+
+    class Machine:
+        plane = SimpleNamespace(running=lambda: PODS if there else ())
+
+        async def json(self, where: str, argv: Any) -> Any:
+            return []
+
+        async def run_in(self, pod: Pod, argv: Any) -> str:
+            announced.append(pod.name)
+            return ""
+
+    fault = make("weave-mac-moved", to="node-3")
+    asyncio.run(fault.lift(cast(Any, Machine()), Target(pods=(PODS[0],))))
+    assert announced == (["web-1"] if there else [])
+
+
 def test_whatever_keeps_one_fault_from_being_healed_the_others_are() -> None:
     healed: list[str] = []
 
