@@ -64,6 +64,8 @@ async def _serve(context: DaemonContext, order: Order) -> None:
     from testbed.cluster.controlplane import ControlPlane
     from testbed.cluster.membership import Membership
     from testbed.cluster.runtime import Runtime
+    from testbed.faults.hands import Hands
+    from testbed.faults.node import empty
     from testbed.faults.service import Faults
     from testbed.kernel import certificates
     from testbed.measure.service import Measurements
@@ -84,12 +86,13 @@ async def _serve(context: DaemonContext, order: Order) -> None:
         LoopClock(),
     )
     runtime = Runtime(context.name, order.spec, plane, context.fabric, context.zygote, order.topo)
-    membership = Membership(runtime)
+    hands = Hands(runtime)
+    membership = Membership(runtime, partial(empty, hands))
     measurements = Measurements(ClusterSources(runtime))
     own = [
         *routes(runtime, measurements, membership),
         *policy_routes.routes(runtime, measurements),
-        *fault_routes.routes(Faults(runtime)),
+        *fault_routes.routes(Faults(runtime, hands)),
         *node_routes.routes(membership),
     ]
     app = application(order.store, own)

@@ -255,7 +255,7 @@ async def _watch(request: web.Request, kind: Kind, namespace: str | None) -> web
 
 async def _create(request: web.Request) -> web.Response:
     kind = _kind(request)
-    obj = _placed(await json_body(request), kind, request.match_info.get("namespace", ""))
+    obj = placed(await json_body(request), kind, request.match_info.get("namespace", ""))
     _refuse_node(kind, str(obj["metadata"].get("name", "")))
     return web.json_response(request.app[STORE].create(obj), status=201)
 
@@ -267,7 +267,7 @@ def _refuse_node(kind: Kind, name: str) -> None:
         raise ApiError.forbidden(kind, name, "nodes join and leave one by one, on the cluster's own socket")
 
 
-def _placed(obj: Object, kind: Kind, namespace: str, name: str = "") -> Object:
+def placed(obj: Object, kind: Kind, namespace: str, name: str = "") -> Object:
     """The object with kind, namespace and name as the path says. Raises ApiError where they differ."""
     for field, wanted in (("kind", kind.kind), ("apiVersion", kind.api_version)):
         if obj.get(field, wanted) != wanted:
@@ -291,8 +291,8 @@ async def _replace(request: web.Request) -> web.Response:
         case "scale":
             return web.json_response(_rescale(store, kind, namespace, name, body))
         case "status":
-            return web.json_response(store.update_status(_placed(body, kind, namespace, name), trusted=False))
-    return web.json_response(store.update(_placed(body, kind, namespace, name)))
+            return web.json_response(store.update_status(placed(body, kind, namespace, name), trusted=False))
+    return web.json_response(store.update(placed(body, kind, namespace, name)))
 
 
 async def _patch(request: web.Request) -> web.Response:
@@ -338,12 +338,7 @@ async def _delete(request: web.Request) -> web.Response:
     kind, namespace, name = _names(request)
     store = request.app[STORE]
     _refuse_node(kind, name)
-    options = await _delete_options(request)
-    preconditions = options.get("preconditions") or {}
-    version = preconditions.get("resourceVersion")
-    if version and version != (found := store.get(kind.kind, namespace, name)["metadata"]["resourceVersion"]):
-        why = f"Precondition failed: ResourceVersion in precondition: {version}, ResourceVersion in object "
-        raise ApiError.conflict(kind, name, f"{why}meta: {found}")
+    options = await delete_options(request)
     return web.json_response(_remove(store, store.get(kind.kind, namespace, name), options))
 
 
@@ -351,7 +346,7 @@ async def _delete_all(request: web.Request) -> web.Response:
     kind = _kind(request)
     _refuse_node(kind, "")
     store = request.app[STORE]
-    options = await _delete_options(request)
+    options = await delete_options(request)
     doomed = store.list(
         kind.kind,
         request.match_info.get("namespace"),
@@ -365,7 +360,7 @@ async def _delete_all(request: web.Request) -> web.Response:
     return web.json_response({"kind": f"{kind.kind}List", "apiVersion": kind.api_version, "items": doomed})
 
 
-async def _delete_options(request: web.Request) -> Object:
+async def delete_options(request: web.Request) -> Object:
     """The DeleteOptions of a request, from its body and its query, which comes second. Raises ApiError."""
     options = await json_body(request) if await request.read() else {}
     if options.get("dryRun"):
@@ -395,6 +390,7 @@ async def _delete_options(request: web.Request) -> Object:
 def _remove(store: Store, obj: Object, options: Object) -> Object:
     """Delete an object as DeleteOptions say; a pod gets its own grace period unless they give another."""
     metadata = obj["metadata"]
+    preconditions = options.get("preconditions") or {}
     grace = options.get("gracePeriodSeconds")
     if obj["kind"] == "Pod":
         own = metadata.get("deletionGracePeriodSeconds", termination_grace(obj))
@@ -404,6 +400,7 @@ def _remove(store: Store, obj: Object, options: Object) -> Object:
         metadata.get("namespace", ""),
         metadata["name"],
         grace=grace or 0,
-        uid=(options.get("preconditions") or {}).get("uid") or "",
+        uid=preconditions.get("uid") or "",
+        version=preconditions.get("resourceVersion") or "",
         propagation=options.get("propagationPolicy") or "Background",
     )

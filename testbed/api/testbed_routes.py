@@ -136,7 +136,8 @@ async def _join_new(store: Store, objects: list[Any], membership: Membership) ->
     joined = set()
     for obj in objects:
         if isinstance(obj, dict) and obj.get("kind") == "Node":
-            name = str((obj.get("metadata") or {}).get("name", ""))
+            metadata = obj.get("metadata")
+            name = str(metadata.get("name", "")) if isinstance(metadata, dict) else ""
             if store.find("Node", "", name) is None:
                 await membership.join(obj)
                 joined.add(("node", name))

@@ -668,12 +668,20 @@ class ControlPlane:
             self.store.delete("Pod", metadata["namespace"], metadata["name"], uid=uid)
         self._node_problems.pop(name, None)
 
+    def dismiss(self, name: str) -> NodeWorker | None:
+        """Have nobody work for a node that is no more; returns who did."""
+        worker = self.workers.pop(name, None)
+        # What changed while it was being emptied was for rules that are gone.
+        self.proxying.forget(name)
+        self._node_problems.pop(name, None)
+        return worker
+
     def node_failed(self, name: str, message: str) -> None:
         """What of a node's own network could not be made; "": now it is."""
         if message:
             self._node_problems[name] = message
-            node = self.store.get("Node", "", name)
-            self.recorder.record(node, "Warning", "NetworkNotReady", message, "kubelet")
+            if (node := self.store.find("Node", "", name)) is not None:  # else it leaves
+                self.recorder.record(node, "Warning", "NetworkNotReady", message, "kubelet")
         else:
             self._node_problems.pop(name, None)
 

@@ -3,38 +3,44 @@
 Joining is what ``kubeadm join`` does: a kubelet, here the agent, begins to run on the machine and registers
 it. Leaving is ``kubectl delete node`` and ``kubeadm reset`` together: the pods that were bound to the node
 are deleted at once, where upstream's garbage collector waits 40 s (``pkg/controller/podgc``), all that was
-put onto the machine is removed, and its agent ends.
+put onto the machine is removed, and its agent ends. A node whose agent is gone leaves, too.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 from testbed.cluster.proxying import KEPT, Change, Distribution, Programmed
 from testbed.cluster.runtime import Runtime
+from testbed.cluster.worker import NodeWorker
 from testbed.control import view
 from testbed.errors import NotConverged
-from testbed.objects.kinds import BY_NAME
+from testbed.objects import admission
+from testbed.objects.kinds import BY_NAME, find
 from testbed.objects.status import ApiError
 from testbed.spec.model import NodeSpec
-from testbed.state import NodeState
+from testbed.state import NetnsState, NodeState
 from testbed.wait import patient
 
 Object = dict[str, Any]
 
+KIND = BY_NAME["Node"]
 WITHIN = 60.0
 """Seconds in which a change of nodes has to be in force on each of them."""
 
 
 class Membership:
-    """Which machines are nodes; one change at a time. programmed, distribution: how long it took until each
-    node followed a change, as far as its agent makes it so: routing daemons converge after that."""
+    """Which machines are nodes; one change at a time. empty: removes what is left in a machine's netns.
 
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime, self._plane = runtime, runtime.plane
+    programmed, distribution: how long it took until each node followed a change, as far as its agent makes it
+    so: routing daemons converge after that.
+    """
+
+    def __init__(self, runtime: Runtime, empty: Callable[[str, NetnsState], Awaitable[None]]) -> None:
+        self._runtime, self._plane, self._empty = runtime, runtime.plane, empty
         self._machines: Mapping[str, NodeSpec] = {node.name: node for node in runtime.spec.nodes}
         self._changing = asyncio.Lock()
         self.distribution: dict[str, Distribution] = {}
@@ -42,44 +48,73 @@ class Membership:
 
     async def join(self, obj: Object) -> Object:
         """Have a machine join; obj: a Node of its name, of which labels, annotations, taints and
-        ``unschedulable`` count. Returns the Node as it was registered. Raises ApiError, TestbedError."""
-        metadata, wanted = obj.get("metadata") or {}, obj.get("spec") or {}
-        name = str(metadata.get("name", ""))
+        ``unschedulable`` count. Returns the Node as it was registered. Raises ApiError, TestbedError; where
+        its agent cannot begin it is no node."""
+        node = self._registered(obj)
+        name = node["metadata"]["name"]
+        async with self._changing:
+            if name in self._runtime.crashed:
+                raise ApiError.conflict(KIND, name, "its machine has no power: heal its fault first")
+            written = self._plane.clock.now()
+            created = self._plane.store.create(node)
+            change = self._change(name, "added", written)
+            others = self._following(change, self._plane.workers)
+            try:
+                await self._runtime.begin(name)
+            except BaseException:
+                others.cancel()
+                self._plane.store.delete("Node", "", name)
+                self._plane.collect(name)
+                await self._runtime.end(name)
+                raise
+            itself = self._following(change, [name])
+            self._refuse_late(change, [*await others, *await itself])
+        return created
+
+    def _registered(self, obj: Object) -> Object:
+        """The Node that a machine's agent registers where it is asked for so. Raises ApiError."""
+        group, kind = str(obj.get("apiVersion", "")), str(obj.get("kind", ""))
+        if find(group, kind) is not KIND:
+            raise ApiError.no_such_kind(group, kind)
+        asked = admission.readable(KIND, obj)
+        metadata, name = asked["metadata"], asked["metadata"].get("name", "")
         if name not in self._machines:
             there = ", ".join(self._machines)
-            text = f"nodes come from the cluster's spec, which has {there}"
-            raise ApiError.forbidden(BY_NAME["Node"], name, text)
+            raise ApiError.forbidden(KIND, name, f"nodes come from the cluster's spec, which has {there}")
         node = view.node_object(self._machines[name], ready=False)
         node["metadata"] |= {
             "labels": {**node["metadata"]["labels"], **(metadata.get("labels") or {})},
-            "annotations": dict(metadata.get("annotations") or {}),
+            "annotations": metadata.get("annotations") or {},
         }
-        node["spec"] |= {key: wanted[key] for key in ("taints", "unschedulable") if key in wanted}
-        async with self._changing:
-            written = self._plane.clock.now()
-            created = self._plane.store.create(node, trusted=True)
-            change = self._change(name, "added", written)
-            await self._runtime.begin(name)
-            await self._followed(change)
-        return created
+        node["spec"] |= {
+            key: asked["spec"][key] for key in ("taints", "unschedulable") if key in asked["spec"]
+        }
+        return node
 
-    async def leave(self, name: str) -> Object:
-        """Have a node leave, and end what runs on it. Returns the Node as it was. Raises ApiError, and
-        NotConverged where the node cannot be emptied in time; it is no node any more all the same."""
+    async def leave(self, name: str, *, uid: str = "", version: str = "") -> Object:
+        """Have a node leave, and end what runs on it. uid, version: if given, those that it must have.
+
+        Returns the Node as it was. Raises ApiError, and NotConverged where the others, or the node itself, do
+        not follow in time; it is no node any more all the same, and nothing is left on it.
+        """
         async with self._changing:
             node = self._plane.store.get("Node", "", name)
-            worker = self._plane.workers[name]
-            if not worker.alive or worker.paused:
-                text = "its agent does not answer, so that it cannot be emptied"
-                raise ApiError.conflict(BY_NAME["Node"], name, text)
+            worker = self._plane.workers.get(name)
+            if worker is not None and worker.alive and worker.paused:
+                text = "its agent is cut off, so that it cannot be emptied: heal its fault first"
+                raise ApiError.conflict(KIND, name, text)
+            if node["metadata"].get("finalizers"):
+                raise ApiError.conflict(KIND, name, "it has finalizers, which nobody here acts on")
             written = self._plane.clock.now()
-            self._plane.store.delete("Node", "", name)
+            self._plane.store.delete("Node", "", name, uid=uid, version=version)
             change = self._change(name, "deleted", written)
             self._plane.collect(name)
             try:
-                await self._followed(change)
+                self._refuse_late(change, await self._following(change, self._plane.workers))
             finally:
                 await self._runtime.end(name)
+                if worker is not None and worker.applied != NodeState():
+                    await self._empty(name, worker.applied.netns)
         return node
 
     def since(self, version: int) -> Iterator[Programmed]:
@@ -90,24 +125,34 @@ class Membership:
         """The store's last one."""
         return Change(int(self._plane.store.resource_version), "Node", "", node, what, written)
 
-    async def _followed(self, change: Change) -> None:
-        """Wait until every node that answers follows the change. Raises NotConverged."""
-        asked = [name for name, each in self._plane.workers.items() if each.alive and not each.paused]
-        followed = await asyncio.gather(*(self._one_followed(name, change) for name in asked))
-        if late := [name for name, done in zip(asked, followed, strict=True) if not done]:
-            what = f"{', '.join(late)}: node {change.name} is {change.what}"
-            raise NotConverged(what, patient(WITHIN))
+    def _following(self, change: Change, names: Iterable[str]) -> asyncio.Future[list[str]]:
+        """Those that do not follow the change in time, of these nodes, as far as they answer."""
+        workers = [self._plane.workers[name] for name in names]
+        asked = [each for each in workers if each.alive and not each.paused]
+        # A round that is under way may have begun before the change, but where the node itself came with it.
+        joins = change.name if change.what == "added" else ""
+        before = [0 if each.name == joins else each.rounds for each in asked]
+        return asyncio.gather(*(self._late(*each, change) for each in zip(asked, before, strict=True)))
 
-    async def _one_followed(self, name: str, change: Change) -> bool:
-        worker = self._plane.workers[name]
-        leaves = change.what == "deleted" and name == change.name
+    async def _late(self, worker: NodeWorker, before: int, change: Change) -> str:
+        """The node's name where no round after ``before`` has brought it to its state in time, else ""."""
+        leaves = change.what == "deleted" and worker.name == change.name
 
         def follows() -> bool:
-            return not worker.alive or (worker.idle and (not leaves or worker.applied == NodeState()))
+            emptied = not leaves or (worker.idle and worker.applied == NodeState())
+            return not worker.alive or worker.paused or (worker.done > before and emptied)
 
         if not await self._plane.reach(follows, patient(WITHIN)):
-            return False
-        seconds = max(0.0, self._plane.clock.now() - change.written)
-        self.programmed.append(Programmed(change, name, seconds))
-        self.distribution.setdefault(name, Distribution()).add(seconds)
-        return True
+            return worker.name
+        if worker.done > before:
+            seconds = max(0.0, self._plane.clock.now() - change.written)
+            self.programmed.append(Programmed(change, worker.name, seconds))
+            self.distribution.setdefault(worker.name, Distribution()).add(seconds)
+        return ""
+
+    @staticmethod
+    def _refuse_late(change: Change, names: Iterable[str]) -> None:
+        """Raises NotConverged where there are any."""
+        if late := [name for name in names if name]:
+            what = f"{', '.join(late)}: node {change.name} is {change.what}"
+            raise NotConverged(what, patient(WITHIN))

@@ -37,7 +37,7 @@ from testbed.errors import TestbedError
 from testbed.kernel.channel import MAX_FDS, AsyncChannel, ChannelClosed, socket_pair
 from testbed.objects.status import ApiError
 from testbed.spec.model import ClusterSpec
-from testbed.state import NODE
+from testbed.state import NODE, NodeState
 from testbed.wait import patient
 
 if TYPE_CHECKING:
@@ -100,6 +100,8 @@ class Runtime:
         self._ended: dict[str, Callable[[], None]] = {}
         self._balancer = Balancer(self, topo)
         self._pids: dict[str, int] = {}
+        self.crashed: dict[str, NodeState] = {}
+        """Machine without power → what was applied there when it went."""
 
     def background(self, work: Any) -> None:
         """Run a coroutine for as long as the cluster lives; its failure is logged, never lost."""
@@ -206,13 +208,16 @@ class Runtime:
     async def begin(self, node: str) -> None:
         """Start an agent on a machine whose netns holds nothing. Raises TestbedError."""
         (netns,) = await self.netns_of(self.fabric, [node])
-        await self._start_agent(node, netns)
+        try:
+            await self._start_agent(node, netns)
+        except ChannelClosed as error:
+            raise TestbedError(f"{_agent_of(node)} ended as it began") from error
 
     async def end(self, node: str) -> None:
         """End the agent of a machine that is no node any more."""
         self.crash(node)
-        worker = self.plane.workers.pop(node)
-        while worker.alive:  # which ends with the process that was killed
+        worker = self.plane.dismiss(node)
+        while worker is not None and worker.alive:  # which ends with the process that was killed
             await asyncio.sleep(0.01)
         self.plane.worker_done()
 

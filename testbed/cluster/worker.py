@@ -103,7 +103,10 @@ class Plane(Protocol):
 
 
 class NodeWorker:
-    """Keeps one node's kernel state equal to the desired one. channel: to the node's agent."""
+    """Keeps one node's kernel state equal to the desired one. channel: to the node's agent.
+
+    rounds: how many it began; done: the last of them after which the node's own netns was as desired.
+    """
 
     def __init__(self, name: str, channel: AsyncChannel[AnyMessage], plane: Plane) -> None:
         self.name, self.channel, self._plane = name, channel, plane
@@ -118,6 +121,7 @@ class NodeWorker:
         self._going.set()
         self._unsaid: list[News] = []
         self.seconds: dict[str, float] = {}
+        self.rounds = self.done = 0
 
     @property
     def applied(self) -> NodeState:
@@ -166,6 +170,7 @@ class NodeWorker:
                 await self._going.wait()
                 self._dirty.clear()
                 self._busy = True
+                self.rounds += 1
                 try:
                     await self._sync()
                 except ChannelClosed:
@@ -282,6 +287,8 @@ class NodeWorker:
         if NODE in failed:
             log.error("%s: %s", self.name, failed[NODE])
         self._tell(failed.get(NODE, ""))
+        if NODE not in failed:
+            self.done = self.rounds
         self._plane.services_applied(self.name, NODE not in failed)
         made = [uid for uid in desired.pods if uid not in failed and uid not in self._applied.pods]
         # What failed is not part of what was applied, so the next difference asks for it again.

@@ -35,8 +35,9 @@ class _Frozen(Fault, frozen=True, kw_only=True):
         """They are made of what is true now."""
         for node in target.nodes:
             hands.plane.held[node.name] = hands.plane.held.get(node.name, frozenset()) - {self.part}
-            hands.plane.proxying.changed(node.name)
-            hands.plane.workers[node.name].touch()
+            if (worker := hands.plane.workers.get(node.name)) is not None:  # else it has left
+                hands.plane.proxying.changed(node.name)
+                worker.touch()
 
     async def missing(self, hands: Hands, target: Target) -> str:
         """What was under way has come to its end: from now on the rules in the kernel are old ones."""
@@ -45,7 +46,7 @@ class _Frozen(Fault, frozen=True, kw_only=True):
     async def left(self, hands: Hands, target: Target) -> str:
         """The nodes have caught up."""
         plane = hands.plane
-        busy = [node.name for node in target.nodes if not plane.workers[node.name].idle]
+        busy = [node.name for node in target.nodes if not hands.idle(node.name)]
         behind = [
             node.name
             for node in target.nodes

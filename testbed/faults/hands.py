@@ -31,7 +31,7 @@ from testbed.errors import CommandFailed, TestbedError
 from testbed.faults.model import EndState
 from testbed.faults.target import Link
 from testbed.kernel.channel import AsyncChannel
-from testbed.state import NODE, NetnsState, NodeState
+from testbed.state import NODE, NetnsState
 
 
 class Program:
@@ -56,7 +56,6 @@ class Hands:
         self.runtime = runtime
         self.plane = runtime.plane
         self.ends: dict[tuple[str, str], EndState] = {}
-        self._crashed: dict[str, NodeState] = {}
         self.before: dict[str, Any] = {}
         self._cut: dict[str, set[str]] = {}
         self._seen: dict[str, asyncio.Event] = {}
@@ -82,29 +81,42 @@ class Hands:
             if not each.cancelled() and (error := each.exception()) is not None:
                 raise error
 
+    def alive(self, node: str) -> bool:
+        """Whether a node has an agent; none where it has left."""
+        worker = self.plane.workers.get(node)
+        return worker is not None and worker.alive
+
+    def idle(self, node: str) -> bool:
+        """Whether nothing is to be done for a node; nothing is where it has left."""
+        worker = self.plane.workers.get(node)
+        return worker is None or worker.idle
+
     def crash(self, node: str) -> None:
-        """Kill a node's agent; what was applied there is remembered."""
-        self._crashed[node] = self.plane.workers[node].applied
+        """Kill a node's agent; what was applied there is remembered. Raises ApiError where it has none."""
+        self.runtime.agent(node)
+        self.runtime.crashed[node] = self.plane.workers[node].applied
         self.runtime.crash(node)
 
     def crashed(self, node: str) -> bool:
         """Whether a node's agent was killed, and no other started."""
-        return node in self._crashed
+        return node in self.runtime.crashed
 
     async def boot(self, node: str) -> None:
-        """Start an agent for a node that crashed. Raises TestbedError."""
-        while self.plane.workers[node].alive:  # which ends with the process that was killed
+        """Start an agent for a node that crashed; on one that has left meanwhile none begins. Raises
+        TestbedError."""
+        while self.alive(node):  # which ends with the process that was killed
             await asyncio.sleep(0.01)
-        await self.runtime.boot(node)
-        del self._crashed[node]
+        if node in self.plane.workers:
+            await self.runtime.boot(node)
+        del self.runtime.crashed[node]
 
     def applied(self, node: str) -> NetnsState:
         """What a node's own netns held when it crashed."""
-        return self._crashed[node].netns
+        return self.runtime.crashed[node].netns
 
     def host_ends(self, node: str) -> list[str]:
         """The ends of pods' links that a node had when it crashed."""
-        pods = self._crashed[node].pods.values()
+        pods = self.runtime.crashed[node].pods.values()
         return [link.peer for pod in pods for link in pod.netns.links.values() if link.peer]
 
     def cut_off(self, node: str, key: str) -> None:
@@ -119,8 +131,8 @@ class Hands:
         if key not in keys:
             return
         keys.discard(key)
-        worker = self.plane.workers[node]
-        if not keys and worker.paused:
+        worker = self.plane.workers.get(node)
+        if not keys and worker is not None and worker.paused:
             worker.resume()
 
     async def qdiscs(self, end: tuple[str, str]) -> list[dict[str, Any]]:

@@ -39,7 +39,7 @@ class NodeCrash(Fault, frozen=True, kw_only=True):
     async def missing(self, hands: Hands, target: Target) -> str:
         """The agent is gone, its pods' host ends with it, and there is no carrier."""
         for node, link in zip(target.nodes, target.links, strict=True):
-            if hands.plane.workers[node.name].alive:
+            if hands.alive(node.name):
                 return f"{node.name}: its agent lives"
             left = [name for name in hands.host_ends(node.name) if name in await _devices(hands, node.name)]
             if left:
@@ -56,10 +56,10 @@ class NodeCrash(Fault, frozen=True, kw_only=True):
                 await hands.boot(node.name)
 
     async def left(self, hands: Hands, target: Target) -> str:
-        """The agent is there and has brought the node to its state."""
-        for node in target.nodes:
-            worker = hands.plane.workers[node.name]
-            if not worker.alive or not worker.idle:
+        """The agent is there and has brought the node to its state; what left meanwhile needs none."""
+        there = [node for node in target.nodes if node.name in hands.plane.workers]
+        for node in there:
+            if not hands.alive(node.name) or not hands.idle(node.name):
                 return f"{node.name}: is not up yet"
         return ""
 
@@ -123,5 +123,5 @@ class NodeNotReady(Fault, frozen=True, kw_only=True):
 
     async def left(self, hands: Hands, target: Target) -> str:
         """It has caught up."""
-        behind = [node.name for node in target.nodes if not hands.plane.workers[node.name].idle]
+        behind = [node.name for node in target.nodes if not hands.idle(node.name)]
         return f"{', '.join(behind)}: is not brought to its state yet" if behind else ""

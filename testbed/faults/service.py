@@ -77,9 +77,9 @@ def now() -> tuple[float, float]:
 class Faults:
     """Holds the faults that are in force, in the order in which they came."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, hands: Hands) -> None:
         self._runtime, self._plane = runtime, runtime.plane
-        self._hands = Hands(runtime)
+        self._hands = hands
         self._active: dict[str, _Active] = {}
         self._half: dict[str, _Active] = {}  # those that could not be healed in full
         self.records: dict[str, Record] = {}
@@ -214,7 +214,8 @@ class Faults:
                 worker.touch()
 
     async def _missing(self, active: _Active) -> str:
-        for node, true in list(self._true.items()):
+        for node in self._true.keys() & self._plane.workers.keys():  # what has left shows nothing any more
+            true = self._true[node]
             without = self._folded(node, true, active.id)
             with_it = active.fault.perturb({node: without}, active.target)[node]
             if with_it is without or with_it == without:
@@ -281,11 +282,12 @@ class Faults:
 
     async def heal_all(self) -> list[dict[str, Any]]:
         """Heal all, the last first. Raises the first failure when all were tried."""
-        healed, failure = [], None
+        healed: list[dict[str, Any]] = []
+        failure: Exception | None = None
         for name in reversed([*self._half, *self._active]):
             try:
                 healed.append(await self.heal(name))
-            except TestbedError as error:
+            except Exception as error:  # noqa: BLE001 - whatever it was, it must not keep the others
                 failure = failure or error
         if failure is not None:
             raise failure
@@ -296,13 +298,13 @@ class Faults:
             active.timer.cancel()
         before = {node: kept[2] for node, kept in self._kept.items()}
         self._active.pop(active.id, None)
-        failure: TestbedError | None = None
+        failure: Exception | None = None
         try:
             await active.fault.lift(self._hands, active.target)
-        except TestbedError as error:
-            failure = error  # what follows does not depend on it
         except ChannelClosed:
             failure = TestbedError(f"{active.request.fault}: who had to undo it ended meanwhile")
+        except Exception as error:  # noqa: BLE001 - what follows does not depend on it
+            failure = error
         await self._set_ends()
         self._touch()
         what = f"fault {active.request.fault} is no longer"

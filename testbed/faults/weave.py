@@ -220,9 +220,10 @@ class WeaveMacMoved(Fault, frozen=True, kw_only=True):
         return "" if NEAR in ports else f"{self.to}: {mac} is not at {NEAR}"
 
     async def lift(self, hands: Hands, target: Target) -> None:
-        """The device goes, and the pod says where it is."""
+        """The device goes, and the pod says where it is, if it still is."""
         links = await hands.json(self.to, ["ip", "-json", "link"])
         if any(link["ifname"] == NEAR for link in links):
             await hands.run(self.to, ["ip", "link", "delete", NEAR])
         (pod,) = target.pods
-        await hands.run_in(pod, argv("announce", "eth0", pod.ips[0]))
+        if pod.uid in {each.uid for each in hands.plane.running()}:
+            await hands.run_in(pod, argv("announce", "eth0", pod.ips[0]))

@@ -294,6 +294,7 @@ class Store:
         *,
         grace: int = 0,
         uid: str = "",
+        version: str = "",
         propagation: Propagation = "Background",
     ) -> Object:
         """Remove an object and, unless orphaned, what it owns; a namespace with all that is in it.
@@ -301,11 +302,15 @@ class Store:
         grace: seconds a pod on a node gets: it is marked with a deletionTimestamp now, and whoever runs it
         deletes it with grace 0 when it has ended. An object with finalizers is marked, too, and goes when
         an update takes the last one away. Foreground: what it owns goes first. Returns the object as it
-        was last. Raises ApiError: 404, 409.
+        was last. uid, version: if given, those that it must have. Raises ApiError: 404, 409.
         """
         old = self.get(kind, namespace, name)
         if uid and uid != old["metadata"]["uid"]:
             raise _other_uid(BY_NAME[kind], old, uid)
+        if version and version != (found := old["metadata"]["resourceVersion"]):
+            why = f"Precondition failed: ResourceVersion in precondition: {version}, "
+            why += f"ResourceVersion in object meta: {found}"
+            raise ApiError.conflict(BY_NAME[kind], name, why)
         if kind == "Namespace" and name in _IMMORTAL:
             raise ApiError.forbidden(BY_NAME[kind], name, "this namespace may not be deleted")
         if kind == "Namespace" and self._in_namespace(name):

@@ -362,6 +362,15 @@ def test_nodes_come_from_the_spec_alone(cluster: Cluster) -> None:
         cluster.client.delete("/api/v1/nodes")
     with pytest.raises(RequestFailed, match='nodes "node-9" not found'):
         cluster.client.delete("/api/v1/nodes/node-9")
+    for options, why in (
+        ({"dryRun": ["All"]}, "a dry run is not supported; nothing was changed"),
+        ({"preconditions": {"uid": "another"}}, "UID in precondition: another"),
+        ({"preconditions": {"resourceVersion": "1"}}, "ResourceVersion in precondition: 1,"),
+    ):
+        with pytest.raises(RequestFailed, match=why):
+            cluster.client.request("DELETE", "/api/v1/nodes/node-1", options)
+    with pytest.raises(RequestFailed, match="the kind of the object"):
+        cluster.client.post("/api/v1/nodes", {**there, "kind": "Pod"})
     assert len(cluster.client.get("/api/v1/nodes")["items"]) == 3
 
 

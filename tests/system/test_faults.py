@@ -314,6 +314,40 @@ def test_a_crashed_node_is_dead_and_comes_back_with_its_pods(own: Cluster) -> No
     assert own.pod("web-2").run(["ping", "-c", "1", "-W", "1", ip_of(own, "one")]).code == 0
 
 
+NODE_2 = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-2"}}
+
+
+def test_a_node_that_is_dead_or_frozen_leaves_and_joins_again_when_it_is_healed(
+    own: Cluster, tmp_path: Path
+) -> None:
+    (tmp_path / "again.yaml").write_text(pod("web-2", "node-2", "web"))
+    rules = rules_of(own, "node-2")
+    machine = own.host("node-2")
+    for fault in ("node-crash", "proxier-frozen"):
+        loss = own.fault("loss", "node-1", source="node-3", loss=0.5)
+        broken = own.fault(fault, "node-2")
+        own.client.delete("/api/v1/nodes/node-2")
+        eventually(lambda: endpoints(own) == {"web-1"}, "web-2 is no endpoint")
+        assert [line for line in machine.run(["iptables-save"]).stdout.splitlines() if line[:2] == "-A"] == []
+        links = json.loads(machine.run(["ip", "-json", "link"]).stdout)
+        assert {link["ifname"] for link in links} - {"tunl0"} == {"lo", "eth0"}
+        if fault == "node-crash":
+            with pytest.raises(RequestFailed, match="no power: heal its fault first"):
+                own.client.post("/api/v1/nodes", NODE_2)
+        own.heal()
+        assert all("healed" in record(own, each.id) for each in (loss, broken))
+        own.client.post("/api/v1/nodes", NODE_2)
+        own.settle()
+        eventually(lambda: rules_of(own, "node-2") != [], "the node has rules")
+        assert pings(own, "node-1", ADDRESS["node-2"])
+        own.apply(tmp_path / "again.yaml")
+        own.wait(ready="app=web")
+        own.settle()
+        assert endpoints(own) == {"web-1", "web-2"}
+        eventually(lambda: curl(own, f"http://{ip_of(own, 'web-2')}/hostname") == 0, "web-2 answers")
+    assert len(rules_of(own, "node-2")) == len(rules)
+
+
 def rules_of(cluster: Cluster, node: str) -> list[str]:
     """Every rule, without counters and comments on time."""
     saved = ok(cluster, node, "iptables-save")

@@ -17,6 +17,7 @@ from testbed.control.snapshot import ClusterFacts, Node, Pod, Snapshot
 from testbed.errors import InputError, TestbedError
 from testbed.fabric.links import Shaping
 from testbed.faults import faults
+from testbed.faults.hands import Hands
 from testbed.faults.impair import unlike as shown_unlike
 from testbed.faults.model import Fault, described
 from testbed.faults.programs.announce import frame
@@ -271,6 +272,76 @@ def test_the_guide_names_faults_that_there_are() -> None:
     assert [name for name in told if name not in faults] == []
 
 
+def faults_of(plane: Any) -> Faults:
+    runtime = cast(Any, SimpleNamespace(plane=plane, crashed={}))
+    return Faults(runtime, Hands(runtime))
+
+
+@pytest.mark.parametrize("name", ["proxier-frozen", "policy-frozen", "node-not-ready"])
+def test_a_fault_on_a_node_that_has_left_is_healed(name: str) -> None:
+    """Nothing is to be done for it there."""
+    worker = SimpleNamespace(name="node-3", paused=True, pause=lambda: None)
+    behind: set[str] = set()
+    proxying = SimpleNamespace(changed=behind.add, behind=behind.__contains__)
+    plane = SimpleNamespace(perturb=None, workers={"node-3": worker}, held={}, proxying=proxying)
+
+    async def told() -> None:
+        service, fault = faults_of(plane), make(name)
+        active = _Active("fault-1", Request(name), fault, aimed(fault, "node-3"))
+        service._active["fault-1"] = active
+        record = service._record(active, 0.0)
+        await fault.inject(service._hands, active.target)
+        await fault.conclude(service._hands, active.target)
+        plane.workers.clear()
+        await service.heal("fault-1")
+        assert (record.problem, record.healed is not None, behind) == ("", True, set())
+
+    asyncio.run(told())
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_pod_that_is_gone_need_not_say_where_it_is(there: bool) -> None:
+    announced: list[str] = []
+
+    class Machine:
+        plane = SimpleNamespace(running=lambda: PODS if there else ())
+
+        async def json(self, where: str, argv: Any) -> Any:
+            return []
+
+        async def run_in(self, pod: Pod, argv: Any) -> str:
+            announced.append(pod.name)
+            return ""
+
+    fault = make("weave-mac-moved", to="node-3")
+    asyncio.run(fault.lift(cast(Any, Machine()), Target(pods=(PODS[0],))))
+    assert announced == (["web-1"] if there else [])
+
+
+def test_whatever_keeps_one_fault_from_being_healed_the_others_are() -> None:
+    healed: list[str] = []
+
+    class Odd(Fault, frozen=True, kw_only=True):
+        async def lift(self, hands: Any, target: Target) -> None:
+            raise KeyError("node-3")
+
+    class Fine(Fault, frozen=True, kw_only=True):
+        async def lift(self, hands: Any, target: Target) -> None:
+            healed.append("fine")
+
+    async def told() -> None:
+        service = faults_of(SimpleNamespace(perturb=None, workers={}))
+        for number, fault in (("fault-1", Fine()), ("fault-2", Odd()), ("fault-3", Fine())):
+            active = service._active[number] = _Active(number, Request(number), fault, Target())
+            service._record(active, 0.0)
+        with pytest.raises(KeyError):
+            await service.heal_all()
+        assert healed == ["fine", "fine"]
+        assert [record.healed is not None for record in service.records.values()] == [True, False, True]
+
+    asyncio.run(told())
+
+
 def test_a_fault_whose_undoing_broke_off_can_be_healed_again() -> None:
     """Whoever had to undo it ends while it does: that is told, and not forgotten."""
     tries: list[str] = []
@@ -283,7 +354,7 @@ def test_a_fault_whose_undoing_broke_off_can_be_healed_again() -> None:
 
     async def healed_twice() -> None:
         plane = SimpleNamespace(perturb=None, workers={})
-        service = Faults(cast(Any, SimpleNamespace(plane=plane)))
+        service = faults_of(plane)
         active = _Active("fault-1", Request("broken"), Broken(), Target())
         service._active["fault-1"] = active
         record = service._record(active, 0.0)

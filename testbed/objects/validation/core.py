@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 
 from testbed.objects.kinds import Object
-from testbed.objects.status import FieldError, forbidden, invalid, required
+from testbed.objects.status import FieldError, forbidden, invalid, required, unsupported
 from testbed.objects.validation import names
 
+_EFFECTS = ("NoSchedule", "NoExecute", "PreferNoSchedule")
 _KEY = "[-._a-zA-Z0-9]+"
 _SECRET_KEYS = {
     "kubernetes.io/tls": ("tls.crt", "tls.key"),
@@ -33,6 +34,10 @@ def validate_node(node: Object) -> list[FieldError]:
     for index, taint in enumerate(spec.get("taints") or ()):
         if not taint.get("key"):
             errors.append(required(("spec", "taints", index, "key")))
+        if not (effect := taint.get("effect")):
+            errors.append(required(("spec", "taints", index, "effect")))
+        elif effect not in _EFFECTS:
+            errors.append(unsupported(("spec", "taints", index, "effect"), effect, _EFFECTS))
     return errors
 
 
