@@ -8,7 +8,7 @@ whole blocks, 95 %). ``rtt``: the same of the icmp probe against iputils ping. `
 request and its reply sum to the round trip of the same packets by the sender's socket; bar: medians within 5
 %, for a pod on another node and through a Service (a pod on the same node is printed too). ``rate``: UDP
 probes at 20,000 a second from one process for 10 s; bar: under 1 % of sends more than 100 µs late. What the
-machine did meanwhile is printed with each."""
+machine did meanwhile is printed with each. CPUs are kept awake, for all alike."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks._awake import awake
 from testbed import Cluster
 from testbed.measure import metrics
 from testbed.measure.machine import Machine
@@ -73,7 +74,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=200, help="probes a block")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
+    with awake(), tempfile.TemporaryDirectory() as folder:
         Path(folder, "cluster.yaml").write_text(SPEC)
         Path(folder, "objects.yaml").write_text("".join(POD % place for place in PLACES) + SERVICE)
         name = f"probes-bench-{random.SystemRandom().getrandbits(20):x}"

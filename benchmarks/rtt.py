@@ -5,7 +5,8 @@
 Blocks of ping, ours and ping again are interleaved, in an order drawn per round. Bar: our median differs from
 ping's by no more than ping's from itself. Ping's difference from itself is bootstrapped: both sides are drawn
 from ping's blocks alone (whole blocks, since echoes of one block are alike), as many as the real comparison
-has, 2,000 times; the bar is the 95th percentile of the absolute differences of medians.
+has, 2,000 times; the bar is the 95th percentile of the absolute differences of medians. CPUs are kept
+awake, for both alike.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks._awake import awake
 from testbed import Cluster
 
 SPEC = """\
@@ -56,7 +58,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     draw = random.Random(args.seed)  # noqa: S311 - a drawing to repeat
-    with tempfile.TemporaryDirectory() as folder:
+    with awake(), tempfile.TemporaryDirectory() as folder:
         Path(folder, "cluster.yaml").write_text(SPEC)
         Path(folder, "pods.yaml").write_text("".join(POD % place for place in PLACES.items()))
         with Cluster.up(

@@ -18,8 +18,8 @@ class Book:
 
     begun: just before the call that sent; sent: the kernel's transmit stamp; received: the kernel's receive
     stamp, of the first answer; took: ns, where the kernel itself measured; copies: answers; order: the
-    how-manieth of its flow's that arrived, from 1. settled: how many have an outcome. realtime: whether the
-    prober had real-time priority."""
+    how-manieth of its flow's that arrived, from 1. settled: how many have an outcome. favoured: whether the
+    prober had the highest priority."""
 
     def __init__(self, due: list[int], flow: list[int]) -> None:
         count = len(due)
@@ -33,7 +33,7 @@ class Book:
         self.outcome = [PENDING] * count
         self.words: dict[Words, int] = {}
         self.settled = 0
-        self.realtime = False
+        self.favoured = False
         self.offset = time.time_ns() - time.monotonic_ns()
 
     def answered(self, number: int, received: int, answer: str = "") -> None:

@@ -29,36 +29,39 @@ _LOOK_EVERY: Final = 64
 _EXPIRE_EVERY: Final = 256
 """Sends after which what was not answered is let go of, however little time there is: sockets are no endless
 thing."""
+HIGHEST: Final = -20
+"""The nice value of a prober while it sends."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 @contextlib.contextmanager
 def undisturbed(may: bool) -> Iterator[bool]:
-    """No garbage collection and no timer slack for the time being, and real-time priority where that is
+    """No garbage collection and no timer slack for the time being, and the highest priority where that is
     allowed.
 
-    The lowest of SCHED_FIFO, which only real root may have, and only where another CPU is left for those who
-    answer. may: whether it may have it; of several at once only one, or nobody would be left to answer.
-    Yields whether it is so.
+    Nice -20, which only real root may have, and only where another CPU is left for those who answer. No
+    real-time class: from one that does not sleep the kernel takes 50 ms of each second. may: whether it may
+    have it; of several at once only one, or nobody would be left to answer. Yields whether it is so.
     """
     gc.collect()
     gc.disable()
     _libc.prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
-    realtime = may and _realtime()
+    usual = os.getpriority(os.PRIO_PROCESS, 0)
+    favoured = may and _favour()
     try:
-        yield realtime
+        yield favoured
     finally:
-        if realtime:
-            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        if favoured:
+            os.setpriority(os.PRIO_PROCESS, 0, usual)
         _libc.prctl(_PR_SET_TIMERSLACK, 0, 0, 0, 0)  # 0: back to the default
         gc.enable()
 
 
-def _realtime() -> bool:
+def _favour() -> bool:
     if len(os.sched_getaffinity(0)) < 2:
         return False
     try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+        os.setpriority(os.PRIO_PROCESS, 0, HIGHEST)
     except PermissionError:
         return False
     return True
@@ -71,12 +74,12 @@ def open_loop(
     moments: Sequence[int],
     *,
     timeout: float,
-    realtime: bool = False,
+    favoured: bool = False,
 ) -> Book:
     """Send probe k at ``moments[k]`` (ns after the first), the flows in turn. timeout: seconds. Raises
     OSError."""
     book = Book(list(moments), [number % len(flows) for number in range(len(moments))])
-    with _lines(kind, flows, namespaces, book) as (lines, watch), undisturbed(realtime) as book.realtime:
+    with _lines(kind, flows, namespaces, book) as (lines, watch), undisturbed(favoured) as book.favoured:
         _send_on_schedule(book, lines, watch, timeout)
     return book
 
@@ -91,14 +94,14 @@ def closed_loop(
     gap: float,
     timeout: float,
     seconds: float = 0.0,
-    realtime: bool = False,
+    favoured: bool = False,
 ) -> Book:
     """Send ``count`` probes, ``at_once`` at a time; each next one ``gap`` seconds after one has ended.
 
     seconds: after which no more are begun, 0 for none; the book then has fewer.
     """
     book = Book([0] * count, [number % len(flows) for number in range(count)])
-    with _lines(kind, flows, namespaces, book) as (lines, watch), undisturbed(realtime) as book.realtime:
+    with _lines(kind, flows, namespaces, book) as (lines, watch), undisturbed(favoured) as book.favoured:
         _send_when_answered(book, lines, watch, at_once, gap, timeout, seconds)
     return book
 

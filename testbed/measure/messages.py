@@ -192,7 +192,7 @@ class RunProbe(Message, frozen=True):
 
     options: the kind's fields. moments: when each is due, in ns after the first (an open loop); none: a
     closed loop of ``count``, ``at_once`` at a time, ``gap`` seconds between, for at most ``seconds`` (0:
-    any). timeout: seconds that each may take. realtime: it may take real-time priority."""
+    any). timeout: seconds that each may take. favoured: it may take the highest priority."""
 
     id: int
     kind: str
@@ -204,14 +204,14 @@ class RunProbe(Message, frozen=True):
     gap: float = 0.0
     seconds: float = 0.0
     timeout: float = 1.0
-    realtime: bool = False
+    favoured: bool = False
 
 
 class ProbeRan(Message, frozen=True):
     """prober → daemon: columns of a ``book.Book``, an entry per probe; ns of CLOCK_MONOTONIC, 0: none.
 
     outcome: index into words (verdict, reason, reporter, ICMP type/code, answer). offset: ns to add for
-    CLOCK_REALTIME. realtime: whether the prober had real-time priority. stepped: by how many ns that changed
+    CLOCK_REALTIME. favoured: whether the prober had the highest priority. stepped: by how many ns it changed
     meanwhile. rows: of a kind that runs a program."""
 
     id: int
@@ -219,7 +219,7 @@ class ProbeRan(Message, frozen=True):
     words: tuple[tuple[str, str, str, str, str], ...] = ()
     offset: int = 0
     stepped: int = 0
-    realtime: bool = False
+    favoured: bool = False
     rows: tuple[dict[str, Any], ...] = ()
 
 

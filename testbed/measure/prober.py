@@ -154,7 +154,7 @@ def _run_kind(message: RunProbe, fds: dict[str, int]) -> ProbeRan:
                 namespaces,
                 message.moments,
                 timeout=message.timeout,
-                realtime=message.realtime,
+                favoured=message.favoured,
             )
         else:
             book = closed_loop(
@@ -166,10 +166,10 @@ def _run_kind(message: RunProbe, fds: dict[str, int]) -> ProbeRan:
                 gap=message.gap,
                 timeout=message.timeout,
                 seconds=message.seconds,
-                realtime=message.realtime,
+                favoured=message.favoured,
             )
     stepped = time.time_ns() - time.monotonic_ns() - book.offset
-    return ProbeRan(message.id, book.columns(), tuple(book.words), book.offset, stepped, book.realtime)
+    return ProbeRan(message.id, book.columns(), tuple(book.words), book.offset, stepped, book.favoured)
 
 
 def _trace(message: Trace, fds: dict[str, int]) -> Traced:

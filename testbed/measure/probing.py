@@ -101,8 +101,8 @@ class Planned:
             if key
         ]
 
-    def message(self, number: int, *, realtime: bool) -> RunProbe:
-        """What the prober is told. realtime: whether it may take real-time priority."""
+    def message(self, number: int, *, favoured: bool) -> RunProbe:
+        """What the prober is told. favoured: whether it may take the highest priority."""
         asked = self.request
         return RunProbe(
             number,
@@ -118,7 +118,7 @@ class Planned:
             asked.gap,
             asked.seconds,
             asked.timeout,
-            realtime,
+            favoured,
         )
 
     def answer(self, ran: ProbeRan) -> dict[str, Any]:
@@ -140,7 +140,7 @@ class Planned:
             "offset": ran.offset / 1e9,
             "stepped": ran.stepped / 1e9,
             "schedule": digest(self.moments),
-            "realtime": ran.realtime,
+            "favoured": ran.favoured,
         }
 
 

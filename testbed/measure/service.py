@@ -166,7 +166,7 @@ class Measurements:
         self._busy = asyncio.Lock()
         self._idle: list[AsyncChannel[FromProber]] = []
         self._room = asyncio.Semaphore(_MOST_PROBERS)
-        self._realtime = False
+        self._favoured = False
 
     async def reach(self, request: dict[str, Any]) -> dict[str, Any]:
         """Reachability now. Raises InputError, MissingCapability (neighbour table full), TestbedError."""
@@ -249,12 +249,12 @@ class Measurements:
         planned = plan(wanted, self._known())
         async with self._own_prober() as channel:
             await self._prepare(channel, planned.keys)
-            first, self._realtime = not self._realtime, True
+            first, self._favoured = not self._favoured, True
             try:
-                message = planned.message(channel.new_id(), realtime=first)
+                message = planned.message(channel.new_id(), favoured=first)
                 answer = await self._request(channel, message, ProbeRan)
             finally:
-                self._realtime = self._realtime and not first
+                self._favoured = self._favoured and not first
         return planned.answer(answer)
 
     async def path(self, request: dict[str, Any]) -> dict[str, Any]:

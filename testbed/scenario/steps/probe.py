@@ -107,7 +107,7 @@ class Probe(Step, frozen=True, kw_only=True, rename={"source": "from", "duration
             kind=self.kind,
             sent=len(samples),
             late_share=None if behind != behind else round(behind, 6),
-            realtime=answer.get("realtime"),
+            favoured=answer.get("favoured"),
             clock_stepped=answer.get("stepped"),
         )
         context.report(f"  {self.title}: {counts(samples)}")
