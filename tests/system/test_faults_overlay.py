@@ -65,6 +65,23 @@ def test_exactly_the_pods_of_the_node_are_lost_to_others_and_found_again(cluster
     assert reaches(cluster, "a", B)
 
 
+def test_nodes_that_all_announce_the_address_of_their_nat_interface_reach_each_other_no_more(
+    cluster: Cluster,
+) -> None:
+    """As Vagrant's machines do, whose first interface has the same address on each."""
+    nat = {"device": "enp0s3", "address": "10.0.2.15/24"}
+    with cluster.fault("wrong-autodetection", "node-1", "node-2", **nat):
+        fdb = told(cluster.node("node-3"), "bridge", "-json", "fdb", "show", "dev", "flannel.1")
+        assert {entry["dst"] for entry in fdb} == {"10.0.2.15"}
+        assert not reaches(cluster, "c", A)
+        assert not reaches(cluster, "a", C)
+        assert not reaches(cluster, "a", B)
+        assert cluster.node("node-1").run(["ping", "-c1", "-W1", "192.168.100.12"]).code == 0
+        assert reaches(cluster, "a", CLIENT)
+    for source, target in (("a", B), ("b", C), ("c", A)):
+        assert reaches(cluster, source, target)
+
+
 def test_packets_to_a_wrong_vtep_mac_arrive_and_are_dropped_there(cluster: Cluster) -> None:
     with cluster.fault("wrong-vtep-mac", "node-2"):
         with captured(cluster.node("node-2"), "flannel.1") as seen:
