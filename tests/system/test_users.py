@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from users import NOBODY, SOURCE, become, needs_root, readable_by_others, shared, subordinate_user
+from users import NOBODY, SOURCE, as_nobody, as_subordinate_user, become, shared, subordinate_user
 
 __all__ = ["shared", "subordinate_user"]  # fixtures
 
@@ -86,28 +86,27 @@ def everything(person: Person) -> None:
     assert json.loads(person.testbed("ls", "-o", "json")) == []
 
 
+@as_nobody
 def test_as_nobody(folder: Path) -> None:
-    needs_root()
-    readable_by_others()
     everything(Person(become(NOBODY, NOBODY), folder))
 
 
+@as_subordinate_user
 def test_as_a_user_made_by_useradd(folder: Path, subordinate_user: tuple[int, int]) -> None:
-    readable_by_others()
     everything(Person(become(*subordinate_user), folder))
 
 
 @pytest.mark.needs("netem", "ipvs", "dummy")
+@as_subordinate_user
 def test_as_a_user_of_a_stock_kernel(folder: Path, subordinate_user: tuple[int, int]) -> None:
     """Who cannot load modules: they are loaded at boot, or by the kernel where it meets their names."""
-    readable_by_others()
     spec = "spec: {topology: {link: {delay: 1ms}}, network: {proxy: {mode: ipvs}}, "
     (folder / "spec.yaml").write_text(SPEC.replace("spec: {", spec))
     everything(Person(become(*subordinate_user), folder))
 
 
+@as_subordinate_user
 def test_clusters_of_two_users_do_not_meet(folder: Path, subordinate_user: tuple[int, int]) -> None:
-    readable_by_others()
     for name in ("one", "two"):
         place = folder / name
         place.mkdir()
