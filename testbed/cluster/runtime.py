@@ -78,6 +78,13 @@ class SandboxFailed(TestbedError):
         super().__init__(failure.message)
 
 
+class AgentsEnded(TestbedError):
+    """Agents of nodes ended while the cluster started; why is in its log."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__(f"{', '.join(map(_agent_of, names))} ended as the cluster started")
+
+
 async def _nothing() -> None:
     """Do nothing."""
 
@@ -132,7 +139,10 @@ class Runtime:
         names = [node.name for node in self.spec.nodes]
         netns = await self.netns_of(self.fabric, names)
         agents = (self._start_agent(name, fd) for name, fd in zip(names, netns, strict=True))
-        await asyncio.gather(first(), self._start_routers(), *agents)
+        try:
+            await asyncio.gather(first(), self._start_routers(), *agents)
+        except ChannelClosed as error:
+            raise AgentsEnded(self._without_agent(names)) from error
         self._mark("agents")
         self.background(self._watch_zygote())
         self.background(self.plane.run())
@@ -144,7 +154,14 @@ class Runtime:
         self.plane.beside.append(lambda: self._balancer.idle)
         self.background(self._balancer.run())
         await self.plane.settle(until - time.monotonic())
+        if ended := self._without_agent(names):
+            raise AgentsEnded(ended)
         self._mark("ready")
+
+    def _without_agent(self, names: Sequence[str]) -> list[str]:
+        """Those of these nodes that nobody works on."""
+        workers = self.plane.workers
+        return [name for name in names if name not in workers or not workers[name].alive]
 
     async def _fabric_ready(self) -> None:
         message, _ = await self.fabric.receive()

@@ -173,6 +173,7 @@ class IpipFiltered(Fault, frozen=True, kw_only=True):
 
     aim: ClassVar[Aim] = "node"
     needs: ClassVar[frozenset[str]] = frozenset({"nf_tables"})
+    outlives_nodes: ClassVar[bool] = True
 
     def resolve(self, target: Target, scene: Scene) -> Target:
         """With the nodes' own links."""
