@@ -52,6 +52,9 @@ ROUTER = "router "
 ROUTER_BACKOFF = 1.0
 """Seconds after which one that ended is started again."""
 
+ENDS_WITHIN = 1.0
+"""Seconds in which the zygote tells of the end of a process whose channel is closed."""
+
 HOST_ENV = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME": "/root",
@@ -139,12 +142,13 @@ class Runtime:
         names = [node.name for node in self.spec.nodes]
         netns = await self.netns_of(self.fabric, names)
         agents = (self._start_agent(name, fd) for name, fd in zip(names, netns, strict=True))
+        self.background(self._watch_zygote())
         try:
             await asyncio.gather(first(), self._start_routers(), *agents)
-        except ChannelClosed as error:
-            raise AgentsEnded(self._without_agent(names)) from error
+        except ChannelClosed:
+            await self._refuse_ended(names)
+            raise
         self._mark("agents")
-        self.background(self._watch_zygote())
         self.background(self.plane.run())
         self.background(self.plane.naming.run())
         until = time.monotonic() + patient(deadline)
@@ -154,14 +158,18 @@ class Runtime:
         self.plane.beside.append(lambda: self._balancer.idle)
         self.background(self._balancer.run())
         await self.plane.settle(until - time.monotonic())
-        if ended := self._without_agent(names):
-            raise AgentsEnded(ended)
+        await self._refuse_ended(names)
         self._mark("ready")
 
-    def _without_agent(self, names: Sequence[str]) -> list[str]:
-        """Those of these nodes that nobody works on."""
+    async def _refuse_ended(self, names: Sequence[str]) -> None:
+        """Raises AgentsEnded where one of these nodes' agents has ended, once the log says how."""
         workers = self.plane.workers
-        return [name for name in names if name not in workers or not workers[name].alive]
+        ended = [name for name in names if name in workers and not workers[name].alive]
+        until = time.monotonic() + ENDS_WITHIN
+        while any(f"agent {name}" in self._pids for name in ended) and time.monotonic() < until:
+            await asyncio.sleep(0.01)
+        if ended:
+            raise AgentsEnded(ended)
 
     async def _fabric_ready(self) -> None:
         message, _ = await self.fabric.receive()

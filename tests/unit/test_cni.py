@@ -220,9 +220,8 @@ def test_a_lists_file_and_directories_of_plugins_are_found_beside_the_spec(tmp_p
     assert json.loads(read["conflist"]) == LIST
     assert read["path"] == [str(tmp_path / "bin")]
     bare = """'{"name": "x", "plugins": [{"type": "bridge", "mtu": {{.MTU}}}]}'"""
-    assert (
-        "{{.MTU}}" in spec(tmp_path, f"{{name: cni, conflist: {bare}}}").network.dataplane_options["conflist"]
-    )
+    read = spec(tmp_path, f"{{name: cni, conflist: {bare}}}").network.dataplane_options
+    assert "{{.MTU}}" in read["conflist"]
 
 
 @pytest.mark.parametrize(
