@@ -22,7 +22,7 @@ from testbed.dataplane.calico.felix import ALL_HOSTS, VXLAN_HOSTS
 from testbed.dataplane.calico.names import PROTO, TUNNEL, VXLAN, address
 from testbed.dataplane.calico.rules import set_name
 from testbed.errors import InputError
-from testbed.faults.bgp import asked
+from testbed.faults.bgp import asked, directed
 from testbed.faults.loss import DEVICE
 from testbed.faults.model import Fault, States, fault
 from testbed.faults.target import Aim, Scene, Target
@@ -170,7 +170,7 @@ def _told(daemon: Daemon, told: Mapping[str, str]) -> Daemon:
     """A daemon that is configured with what nodes announce."""
     files = {name: _replaced(text, told) for name, text in daemon.files.items()}
     if CONFIG in files:
-        files[CONFIG] = _directed(files[CONFIG])
+        files[CONFIG] = directed(files[CONFIG])
     argv = tuple(_replaced(word, told) for word in daemon.argv)
     return msgspec.structs.replace(daemon, argv=argv, files=files)
 
@@ -182,23 +182,3 @@ def _replaced(text: str, told: Mapping[str, str]) -> str:
             this, other = (each.replace(".", separator) for each in (true, wrong))
             text = re.sub(rf"(?<!\d){re.escape(this)}(?!\d)", other, text)
     return text
-
-
-def _directed(text: str) -> str:
-    """``bird.conf`` with the passive sides of the mesh as they are by the addresses in it."""
-    lines: list[str] = []
-    there = ""
-    for line in text.splitlines():
-        words = line.split()
-        if words[:1] == ["neighbor"]:
-            there = words[1]
-        if words[:2] != ["passive", "on;"]:
-            lines.append(line)
-        if words[:2] == ["source", "address"] and there > words[2].rstrip(";") and "Mesh_" in _opened(lines):
-            lines.append("  passive on;  # the mesh is unidirectional: the peer connects")
-    return "\n".join((*lines, ""))
-
-
-def _opened(lines: list[str]) -> str:
-    """The line that opens the block that the last line is in."""
-    return next(line for line in reversed(lines) if line.endswith("{") and not line.startswith(" "))

@@ -115,12 +115,32 @@ def with_line(text: str, block: str, before: str, line: str) -> str:
     lines: list[str] = []
     inside = False
     for each in text.splitlines():
-        if not each.startswith(" "):
-            inside = each == f"{block} {{"
         if inside and each.startswith(before):
             lines.append(line)
+        if not each.startswith(" "):
+            inside = each == f"{block} {{"
         lines.append(each)
     return "\n".join((*lines, ""))
+
+
+def directed(text: str) -> str:
+    """``bird.conf`` with the passive sides of the mesh as they are by the addresses in it."""
+    lines: list[str] = []
+    there = ""
+    for line in text.splitlines():
+        words = line.split()
+        if words[:1] == ["neighbor"]:
+            there = words[1]
+        if words[:2] != ["passive", "on;"]:
+            lines.append(line)
+        if words[:2] == ["source", "address"] and there > words[2].rstrip(";") and "Mesh_" in _opened(lines):
+            lines.append("  passive on;  # the mesh is unidirectional: the peer connects")
+    return "\n".join((*lines, ""))
+
+
+def _opened(lines: list[str]) -> str:
+    """The line that opens the block that the last line is in."""
+    return next(line for line in reversed(lines) if line.endswith("{") and not line.startswith(" "))
 
 
 def _silent(text: str) -> str:

@@ -137,6 +137,38 @@ def test_bird_gets_no_session_with_a_wrong_address(bgp: Lab) -> None:
     bgp.whole()
 
 
+# --- same-host-name ---------------------------------------------------------------------------------------
+
+
+def test_of_two_nodes_with_one_name_the_later_swallows_what_is_for_the_others_pods(bgp: Lab) -> None:
+    block = bgp.block("p2")
+    with bgp.cluster.fault("same-host-name", "node-3", of="node-2"):
+        wait_until(
+            lambda: routes(bgp.node(1)).get(block, {}).get("gateway") == "192.168.100.13",
+            CONVERGED_WITHIN,
+            "the block leads to the other node of that name",
+        )
+        wait_until(lambda: bgp.reaches("p1", "p3"), CONVERGED_WITHIN, "p3 by a route of its own")
+        assert routes(bgp.node(3))[block]["type"] == "blackhole"
+        assert routes(bgp.node(1))[bgp.ip("p3")]["gateway"] == "192.168.100.13"
+        with captured(bgp.node(3), "eth0") as seen:
+            assert not bgp.reaches("p1", "p2")
+        assert {echo["dst"] for echo in echoes(seen)} == {bgp.ip("p2")}, "they arrive, and end there"
+        assert bgp.reaches("p2", "near")
+        assert bgp.established() == 2
+        assert "Established" not in bgp.birds(2, "protocols")
+    bgp.whole()
+    assert bgp.ip("p3") not in routes(bgp.node(1))
+
+
+@pytest.mark.parametrize(
+    ("target", "of", "why"), [("node-2", "node-2", "of another one"), ("node-1", "node-9", "no node")]
+)
+def test_a_name_is_that_of_another_node(bgp: Lab, target: str, of: str, why: str) -> None:
+    with pytest.raises(RequestFailed, match=why):
+        bgp.cluster.fault("same-host-name", target, of=of).__enter__()
+
+
 # --- pool-overlap -----------------------------------------------------------------------------------------
 
 

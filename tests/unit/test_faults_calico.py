@@ -124,6 +124,21 @@ def test_a_wrong_address_that_means_nothing_is_refused(
         perturbed({}, "wrong-autodetection", *names, **options)
 
 
+def test_two_nodes_of_one_name_are_compiled_as_one_that_is_where_the_later_is() -> None:
+    states = perturbed({}, "same-host-name", "node-3", of="node-2")
+    one, two, three = NODES
+    believed = replace(three, name="node-2", held=two.held)
+    wanted = compiled(snapshot({}, (one, believed)))
+    assert config(states["node-1"]) == config(wanted["node-1"])
+    assert config(states["node-3"]) == config(wanted["node-2"])
+    assert config(states["node-2"]) == config(wanted["node-2"])
+
+
+def test_a_shared_name_is_about_bgp() -> None:
+    with pytest.raises(InputError, match="only where BGP alone"):
+        perturbed({"ipipMode": "Always"}, "same-host-name", "node-3", of="node-2")
+
+
 @pytest.mark.parametrize("options", MODES, ids=str)
 def test_an_overlapping_pool_is_one_more_pool(options: dict[str, Any]) -> None:
     states = perturbed(options, "pool-overlap", "node-1")
