@@ -68,6 +68,11 @@ class Lab:
         address = target if target[0].isdigit() else self.ip(target)
         return self.cluster.pod(source).run(["ping", "-n", "-c1", "-W1", address]).code == 0
 
+    def api(self, source: str) -> bool:
+        """Whether a pod reaches the API server by its Service."""
+        argv = ["curl", "-sk", "-m2", "https://10.96.0.1/healthz"]
+        return self.cluster.pod(source).run(argv).stdout == "ok"
+
     def whole(self) -> None:
         """As without any fault."""
         ways = [("p1", "p2"), ("p2", "p3"), ("p3", "p1"), ("p2", "near"), ("p2", PRINTER), ("p1", CLIENT)]
@@ -184,9 +189,11 @@ def test_a_pool_over_the_nodes_network_leaves_its_other_hosts_without_a_way_back
         assert lab.reaches("p1", CLIENT), "outside the pool pods are masqueraded as ever"
         assert lab.reaches("p1", "p2")
         assert lab.reaches("p1", "192.168.100.12"), "other nodes know the way to pods"
+        assert not lab.api("p1"), "the control plane's host is no node of Calico"
     with captured(printer, device) as seen:
         assert lab.reaches("p1", PRINTER)
     assert {echo["src"] for echo in echoes(seen)} == {"192.168.100.11"}
+    assert lab.api("p1")
     lab.whole()
 
 
