@@ -231,7 +231,8 @@ class Cluster:
     def settle(self, timeout: float = 30.0) -> None:
         """Wait until everything applied so far has reached the kernel. Raises NotConverged."""
         begun = time.monotonic()
-        answer = self.client.get("/apis/testbed/v1/settled", timeout=str(timeout))
+        query = {"timeout": str(timeout)}  # after which the server answers
+        answer = self.client.request("GET", "/apis/testbed/v1/settled", query=query, timeout=None)
         if not answer["settled"]:
             raise NotConverged("the cluster settles", time.monotonic() - begun, str(answer["waiting"]))
 

@@ -143,13 +143,14 @@ CAPABILITIES: Mapping[str, Capability] = {
             optional=True,
         ),
         _module("ipset", "sets of addresses in rules", "CONFIG_IP_SET", module="ip_set", programs=("ipset",)),
-        _module(
+        Capability(
             "ipvs",
             "proxy mode ipvs",
-            "CONFIG_IP_VS",
-            module="ip_vs",
+            "load the module ('sudo modprobe ip_vs'), or use a kernel built with CONFIG_IP_VS, and run as "
+            "root (sudo); or use proxy mode iptables or nftables",
+            ("ipvsadm",),
             optional=True,
-            programs=("ipvsadm",),
+            version="--version",
         ),
         _module("sctp", "Services and policies of SCTP", "CONFIG_IP_SCTP", optional=True),
         Capability(

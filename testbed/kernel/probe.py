@@ -204,6 +204,15 @@ def _ipip_tunnel() -> str:
     return f"{own}, and without it {instead}" if instead else ""
 
 
+def _ipvs() -> str:
+    """Whether IPVS is there and real root asks: a user namespace has neither its commands nor sysctls.
+
+    Source: net/netfilter/ipvs/ip_vs_ctl.c (GENL_ADMIN_PERM; ip_vs_control_net_init_sysctl).
+    """
+    absent = _generic_netlink("IPVS")()
+    return absent or ("" if _in_first_user_namespace() else "only the real root may configure it")
+
+
 PROBES: Mapping[str, Probe] = {
     USER_NAMESPACE: str,  # asked first, as nothing else is asked without one
     "veth": _link("veth"),
@@ -231,7 +240,7 @@ PROBES: Mapping[str, Probe] = {
     "ip6tables": _iptables("ip6tables-restore"),
     "iptables-legacy": _iptables("iptables-legacy-restore", "ip6tables-legacy-restore"),
     "ipset": _netfilter(IPSET_CMD_PROTOCOL, socket.AF_INET, attribute(1, b"\7")),
-    "ipvs": _generic_netlink("IPVS"),
+    "ipvs": _ipvs,
     "sctp": _sctp,
     "bpf": _bpf,
 }

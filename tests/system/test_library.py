@@ -1,6 +1,6 @@
 """Every scenario of the library, whole and as it is: what it expects comes true, what it breaks is healed.
 
-Those that take a few seconds run with every change, the others at night.
+`make test` runs those that take a few seconds; the others are run by CI and by `make test-all`.
 """
 
 from __future__ import annotations

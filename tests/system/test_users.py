@@ -42,7 +42,7 @@ class Person:
         self.prefix, self.place = prefix, place
 
     def testbed(self, *words: str, code: int = 0) -> str:
-        """Standard output of one command, which must end with ``code``."""
+        """What one command says, and its errors where it fails. It must end with ``code``."""
         program = [str(SOURCE / ".venv" / "bin" / "python"), "-m", "testbed"]
         done = subprocess.run(
             [*self.prefix, *program, *words],
@@ -59,7 +59,7 @@ class Person:
             },
         )
         assert done.returncode == code, done.stderr + done.stdout
-        return done.stdout
+        return done.stdout + (done.stderr if code else "")
 
 
 @pytest.fixture
@@ -96,13 +96,24 @@ def test_as_a_user_made_by_useradd(folder: Path, subordinate_user: tuple[int, in
     everything(Person(become(*subordinate_user), folder))
 
 
-@pytest.mark.needs("netem", "ipvs", "dummy")
+@pytest.mark.needs("netem")
 @as_subordinate_user
 def test_as_a_user_of_a_stock_kernel(folder: Path, subordinate_user: tuple[int, int]) -> None:
     """Who cannot load modules: they are loaded at boot, or by the kernel where it meets their names."""
-    spec = "spec: {topology: {link: {delay: 1ms}}, network: {proxy: {mode: ipvs}}, "
-    (folder / "spec.yaml").write_text(SPEC.replace("spec: {", spec))
+    (folder / "spec.yaml").write_text(SPEC.replace("spec: {", "spec: {topology: {link: {delay: 1ms}}, "))
     everything(Person(become(*subordinate_user), folder))
+
+
+@pytest.mark.needs("ipvs", "dummy")
+@as_subordinate_user
+def test_a_user_is_told_that_ipvs_needs_root(folder: Path, subordinate_user: tuple[int, int]) -> None:
+    (folder / "spec.yaml").write_text(SPEC.replace("spec: {", "spec: {network: {proxy: {mode: ipvs}}, "))
+    person = Person(become(*subordinate_user), folder)
+    told = person.testbed("up", "spec.yaml", code=3)
+    assert "ipvs" in told
+    assert "only the real root" in told
+    assert "sudo" in told
+    assert json.loads(person.testbed("ls", "-o", "json")) == []
 
 
 @as_subordinate_user
