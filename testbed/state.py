@@ -131,7 +131,8 @@ class FdbEntry(msgspec.Struct, frozen=True, omit_defaults=True):
 
 class Peer(msgspec.Struct, frozen=True, omit_defaults=True):
     """A peer of a WireGuard device. key: its public key in base64; endpoint: ``172.18.0.3:51820``, IPv6 in
-    brackets; allowed: ranges whose addresses are there, and may come from there; keepalive: seconds, 0: none.
+    brackets; allowed: ranges whose addresses are there, and may come from there; keepalive: seconds, 0: none;
+    psk: the preshared key in base64, "": none.
     """
 
     dev: str
@@ -139,6 +140,7 @@ class Peer(msgspec.Struct, frozen=True, omit_defaults=True):
     endpoint: str
     allowed: tuple[str, ...]
     keepalive: int = 0
+    psk: str = ""
 
 
 class Shaper(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -1,7 +1,8 @@
 """What all tests share: deferring those whose data, tool or kernel is absent, and saying which they were.
 
 ``@pytest.mark.needs("netem", "tool:kubectl", "data:manifests")``: a capability of ``kernel.capabilities``, a
-program, or a file or folder of the published material beside the clone (``TESTBED_SHARED``, ``../shared``).
+program, or a file or folder of the published material beside the clone (``TESTBED_SHARED``, ``../shared``);
+``user:root`` and ``user:others`` of tests that become another user.
 A deferred test is skipped and listed, never passed. With CI=true only what MAY_BE_ABSENT names is deferred;
 everything else ought to be on such a machine, and its absence fails the test.
 
@@ -12,6 +13,7 @@ them, and there nothing may be deferred. They are run by ``make test-vm`` in a s
 from __future__ import annotations
 
 import os
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -26,12 +28,13 @@ hypothesis.settings.load_profile("untimed")
 
 ROOT = Path(__file__).parents[1]
 DATA = "data:"
+ROOT_USER, OTHER_USERS = "user:root", "user:others"
 VM_FEATURES = frozenset(
     {"netem", "ipip", "ipvs", "wireguard", "openvswitch", "sctp", "dummy", "ipvlan", "vrf", "fq_codel"}
 )
 """What stock distribution kernels have and smaller ones lack."""
-MAY_BE_ABSENT = VM_FEATURES | {"bpf", "ipip-tunnel", "userns", "tool:kubectl"}
-"""What a CI machine is not asked to have: features of other kernels, kubectl."""
+MAY_BE_ABSENT = VM_FEATURES | {"bpf", "ipip-tunnel", "userns", "tool:kubectl", ROOT_USER, OTHER_USERS}
+"""What a CI machine is not asked to have: features of other kernels, kubectl, being root."""
 VM_LANE = "deferred to the VM lane (make test-vm): not run, not passed"
 RUN_BY_VM_LANE = ("lane", "vm")
 """The property of a deferred test that the VM lane runs."""
@@ -70,7 +73,16 @@ def absence(name: str) -> str:
     if name.startswith(DATA):
         path = shared() / name.removeprefix(DATA)
         return "" if path.exists() else f"{path} is absent"
+    if name == ROOT_USER:
+        return "" if os.geteuid() == 0 else "only root can become another user"
+    if name == OTHER_USERS:
+        closed = [each for each in (ROOT, *ROOT.parents, Path(sys.executable).parent) if not _open(each)]
+        return f"{closed[0]} is closed to other users" if closed else ""
     return "; ".join(f"missing {lack.name}: {lack.why}" for lack in missing([name]))
+
+
+def _open(directory: Path) -> bool:
+    return directory.stat().st_mode & 0o005 == 0o005
 
 
 def needs(item: pytest.Item) -> list[str]:

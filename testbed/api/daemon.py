@@ -63,7 +63,7 @@ async def _serve(context: DaemonContext, order: Order) -> None:
     from testbed.cluster.clock import LoopClock
     from testbed.cluster.controlplane import ControlPlane
     from testbed.cluster.membership import Membership
-    from testbed.cluster.runtime import Runtime
+    from testbed.cluster.runtime import AgentsEnded, Runtime
     from testbed.faults.hands import Hands
     from testbed.faults.node import empty
     from testbed.faults.service import Faults
@@ -89,10 +89,12 @@ async def _serve(context: DaemonContext, order: Order) -> None:
     hands = Hands(runtime)
     membership = Membership(runtime, partial(empty, hands))
     measurements = Measurements(ClusterSources(runtime))
+    faults = Faults(runtime, hands)
+    order.store.subscribe(faults.node_changed, "Node")
     own = [
         *routes(runtime, measurements, membership),
         *policy_routes.routes(runtime, measurements),
-        *fault_routes.routes(Faults(runtime, hands)),
+        *fault_routes.routes(faults),
         *node_routes.routes(membership),
     ]
     app = application(order.store, own)
@@ -105,7 +107,7 @@ async def _serve(context: DaemonContext, order: Order) -> None:
         )
         await web.SockSite(runner, context.api_socket).start()
     except TestbedError as error:
-        context.failed(error.exit_code, str(error))
+        context.failed(error.exit_code, str(error), log=isinstance(error, AgentsEnded))
         return
     context.ready(runtime.status())
     await asyncio.Event().wait()

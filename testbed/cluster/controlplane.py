@@ -146,6 +146,7 @@ class ControlPlane:
             self._judged.pop(name, None)
             self._had_pods.discard(name)
             self.proxying.forget(name)
+            self.held.pop(name, None)
             self._snapshot = None
             self._touch(*self.workers)
             return

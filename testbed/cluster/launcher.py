@@ -56,12 +56,14 @@ class DaemonContext:
         """Tell the launcher, once, that the cluster is ready; ``launch`` returns ``report`` (JSON)."""
         self.reporter.ready(report)
 
-    def failed(self, exit_code: int, message: str) -> None:
+    def failed(self, exit_code: int, message: str, *, log: bool = False) -> None:
         """Tell the launcher that the cluster cannot be; the daemon should then end.
 
-        A TestbedError that leaves the daemon (or the fabric) before it is ready does the same.
+        log: with the end of its log, where the cause is. A TestbedError that leaves the daemon (or the
+        fabric) before it is ready does the same.
         """
-        self.reporter.failed(exit_code, message)
+        more = f"; the end of its log:\n{_tail(self.state_dir)}" if log else ""
+        self.reporter.failed(exit_code, message + more)
 
 
 def launch(

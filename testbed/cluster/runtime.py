@@ -52,6 +52,9 @@ ROUTER = "router "
 ROUTER_BACKOFF = 1.0
 """Seconds after which one that ended is started again."""
 
+ENDS_WITHIN = 1.0
+"""Seconds in which the zygote tells of the end of a process whose channel is closed."""
+
 HOST_ENV = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME": "/root",
@@ -76,6 +79,13 @@ class SandboxFailed(TestbedError):
     def __init__(self, failure: Failed) -> None:
         self.exit_code = failure.exit_code
         super().__init__(failure.message)
+
+
+class AgentsEnded(TestbedError):
+    """Agents of nodes ended while the cluster started; why is in its log."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__(f"{', '.join(map(_agent_of, names))} ended as the cluster started")
 
 
 async def _nothing() -> None:
@@ -132,9 +142,13 @@ class Runtime:
         names = [node.name for node in self.spec.nodes]
         netns = await self.netns_of(self.fabric, names)
         agents = (self._start_agent(name, fd) for name, fd in zip(names, netns, strict=True))
-        await asyncio.gather(first(), self._start_routers(), *agents)
-        self._mark("agents")
         self.background(self._watch_zygote())
+        try:
+            await asyncio.gather(first(), self._start_routers(), *agents)
+        except ChannelClosed:
+            await self._refuse_ended(names)
+            raise
+        self._mark("agents")
         self.background(self.plane.run())
         self.background(self.plane.naming.run())
         until = time.monotonic() + patient(deadline)
@@ -144,7 +158,18 @@ class Runtime:
         self.plane.beside.append(lambda: self._balancer.idle)
         self.background(self._balancer.run())
         await self.plane.settle(until - time.monotonic())
+        await self._refuse_ended(names)
         self._mark("ready")
+
+    async def _refuse_ended(self, names: Sequence[str]) -> None:
+        """Raises AgentsEnded where one of these nodes' agents has ended, once the log says how."""
+        workers = self.plane.workers
+        ended = [name for name in names if name in workers and not workers[name].alive]
+        until = time.monotonic() + ENDS_WITHIN
+        while any(f"agent {name}" in self._pids for name in ended) and time.monotonic() < until:
+            await asyncio.sleep(0.01)
+        if ended:
+            raise AgentsEnded(ended)
 
     async def _fabric_ready(self) -> None:
         message, _ = await self.fabric.receive()

@@ -5,6 +5,7 @@ For dataplanes whose nodes run BIRD (calico). Where nodes run none, they are ref
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
@@ -14,12 +15,14 @@ from testbed.dataplane.calico.bird import CONFIG, CONTROL, NAME
 from testbed.errors import CommandFailed
 from testbed.faults.model import Fault, States, fault, on_nodes, with_rules
 from testbed.faults.target import Aim, Target
-from testbed.state import Daemon, NetnsState, NodeState
+from testbed.state import NetnsState, NodeState
 
 if TYPE_CHECKING:
     from testbed.faults.hands import Hands
 
 BGP = 179
+EXPORT, PROGRAM = "calico_export_to_bgp_peers", "calico_kernel_programming"
+"""Filters of ``bird.conf``, before the IP version: what goes to other routers, and what to the kernel."""
 
 
 @fault("bird-down")
@@ -43,12 +46,12 @@ class BirdDown(Fault, frozen=True, kw_only=True):
 
     async def missing(self, hands: Hands, target: Target) -> str:
         """Nobody answers birdc any more."""
-        alive = [node.name for node in target.nodes if await _asked(hands, node.name, "status")]
+        alive = [node.name for node in target.nodes if await asked(hands, node.name, "status")]
         return f"{', '.join(alive)}: BIRD still answers" if alive else ""
 
     async def left(self, hands: Hands, target: Target) -> str:
         """It answers again."""
-        silent = [node.name for node in target.nodes if not await _asked(hands, node.name, "status")]
+        silent = [node.name for node in target.nodes if not await asked(hands, node.name, "status")]
         return f"{', '.join(silent)}: BIRD does not answer" if silent else ""
 
 
@@ -80,14 +83,8 @@ class BgpWithdrawn(Fault, frozen=True, kw_only=True):
     def perturb(self, states: States, target: Target) -> States:
         """The filter towards its peers rejects everything."""
 
-        def change(state: NodeState) -> NodeState:
-            if NAME not in state.daemons:
-                return state
-            daemon = _silent(state.daemons[NAME])
-            return msgspec.structs.replace(state, daemons={**state.daemons, NAME: daemon})
-
         names = {node.name for node in target.nodes}
-        return {name: change(state) if name in names else state for name, state in states.items()}
+        return {name: rewritten(state, _silent) if name in names else state for name, state in states.items()}
 
     async def missing(self, hands: Hands, target: Target) -> str:
         """What BIRD itself says it sends."""
@@ -99,23 +96,63 @@ class BgpWithdrawn(Fault, frozen=True, kw_only=True):
 
     async def _sending(self, hands: Hands, target: Target, wanted: bool) -> str:
         for node in target.nodes:
-            shown = await _asked(hands, node.name, "route", "stats", "filter", "calico_export_to_bgp_peers4")
+            shown = await asked(hands, node.name, "route", "stats", "filter", f"{EXPORT}4")
             if (" 0 of " in shown) == wanted:
                 return f"{node.name}: announces {'nothing' if wanted else 'still something'}"
         return ""
 
 
-def _silent(daemon: Daemon) -> Daemon:
+def rewritten(state: NodeState, change: Callable[[str], str]) -> NodeState:
+    """A node's state with another ``bird.conf``; where it runs no BIRD, as it is."""
+    if (daemon := state.daemons.get(NAME)) is None:
+        return state
+    daemon = msgspec.structs.replace(daemon, files={**daemon.files, CONFIG: change(daemon.files[CONFIG])})
+    return msgspec.structs.replace(state, daemons={**state.daemons, NAME: daemon})
+
+
+def with_line(text: str, block: str, before: str, line: str) -> str:
+    """``bird.conf`` with one more line in a block, before each that begins like this."""
+    lines: list[str] = []
+    inside = False
+    for each in text.splitlines():
+        if inside and each.startswith(before):
+            lines.append(line)
+        if not each.startswith(" "):
+            inside = each == f"{block} {{"
+        lines.append(each)
+    return "\n".join((*lines, ""))
+
+
+def directed(text: str) -> str:
+    """``bird.conf`` with the passive sides of the mesh as they are by the addresses in it."""
+    lines: list[str] = []
+    there = ""
+    for line in text.splitlines():
+        words = line.split()
+        if words[:1] == ["neighbor"]:
+            there = words[1]
+        if words[:2] != ["passive", "on;"]:
+            lines.append(line)
+        if words[:2] == ["source", "address"] and there > words[2].rstrip(";") and "Mesh_" in _opened(lines):
+            lines.append("  passive on;  # the mesh is unidirectional: the peer connects")
+    return "\n".join((*lines, ""))
+
+
+def _opened(lines: list[str]) -> str:
+    """The line that opens the block that the last line is in."""
+    return next(line for line in reversed(lines) if line.endswith("{") and not line.startswith(" "))
+
+
+def _silent(text: str) -> str:
     lines = []
-    for line in daemon.files[CONFIG].splitlines():
+    for line in text.splitlines():
         lines.append(line)
-        if line.startswith("filter calico_export_to_bgp_peers"):
+        if line.startswith(f"filter {EXPORT}"):
             lines.append("  reject;")
-    text = "\n".join((*lines, ""))
-    return msgspec.structs.replace(daemon, files={**daemon.files, CONFIG: text})
+    return "\n".join((*lines, ""))
 
 
-async def _asked(hands: Hands, node: str, *question: str) -> str:
+async def asked(hands: Hands, node: str, *question: str) -> str:
     """What a node's BIRD shows; "" where it does not answer."""
     control = str(directory(node, NAME) / CONTROL)
     try:

@@ -44,6 +44,7 @@ class Loss(Fault, frozen=True, kw_only=True):
 
     aim: ClassVar[Aim] = "node"
     needs: ClassVar[frozenset[str]] = frozenset({"iptables"})
+    outlives_nodes: ClassVar[bool] = True
 
     loss: Annotated[float, msgspec.Meta(gt=0, le=1)]
     source: str = ""

@@ -45,10 +45,12 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Base of all faults. A subclass answers what concerns it; the rest stays as here.
 
     aim: what it acts on; needs: capabilities; namespace, selector: of the pods it acts on where nobody names
-    any.
+    any; outlives_nodes: whether it is of the machine or the network and not of what runs there, so that it
+    stays where a node leaves the cluster.
     """
 
     aim: ClassVar[Aim] = "node"
+    outlives_nodes: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset()
     namespace: ClassVar[str] = ""
     selector: ClassVar[str] = ""

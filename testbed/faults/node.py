@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
@@ -21,6 +21,8 @@ class NodeCrash(Fault, frozen=True, kw_only=True):
     It comes back with an empty kernel, and its agent starts the pods that are still bound to it. That it is
     NotReady, and that its pods are evicted, follows by the cluster's own clocks (``spec.kubelet``).
     """
+
+    outlives_nodes: ClassVar[bool] = True
 
     def resolve(self, target: Target, scene: Scene) -> Target:
         """With the nodes' own links."""

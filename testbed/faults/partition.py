@@ -45,6 +45,7 @@ class Partition(Fault, frozen=True, kw_only=True):
 
     aim: ClassVar[Aim] = "node"
     needs: ClassVar[frozenset[str]] = frozenset({"iptables"})
+    outlives_nodes: ClassVar[bool] = True
 
     api: bool = True
 

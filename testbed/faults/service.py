@@ -24,6 +24,7 @@ from testbed.faults.target import Scene, Target, Wanted, choose
 from testbed.kernel import capabilities
 from testbed.kernel.channel import ChannelClosed
 from testbed.objects.status import ApiError
+from testbed.objects.store import Event
 from testbed.state import NODE, NodeState
 from testbed.wait import patient
 
@@ -64,9 +65,12 @@ class Record(msgspec.Struct, omit_defaults=True):
 
 
 class _Active:
+    """A fault that is on. ended_on: nodes that left the cluster since, where it is over."""
+
     def __init__(self, number: str, request: Request, fault: Fault, target: Target) -> None:
         self.id, self.request, self.fault, self.target = number, request, fault, target
         self.timer: asyncio.TimerHandle | None = None
+        self.ended_on: set[str] = set()
 
 
 def now() -> tuple[float, float]:
@@ -106,7 +110,7 @@ class Faults:
 
     def _folded(self, node: str, state: NodeState, without: str = "") -> NodeState:
         for each in self._active.values():
-            if each.id != without:
+            if each.id != without and node not in each.ended_on:
                 state = each.fault.perturb({node: state}, each.target)[node]
         return state
 
@@ -279,6 +283,25 @@ class Faults:
             record.healed, record.problem = now(), ""
             log.info("%s: healed", name)
             return _document(record)
+
+    def node_changed(self, event: Event) -> None:
+        """Where a node leaves the cluster, faults of what ran there end: what joins by its name is well."""
+        if event.type != "DELETED":
+            return
+        left = event.object["metadata"]["name"]
+        for each in self._active.values():
+            named = {node.name for node in each.target.nodes}
+            if left in named and not each.fault.outlives_nodes:
+                each.ended_on.add(left)
+                if named <= each.ended_on:
+                    self._runtime.background(self._heal_after(left, each.id))
+
+    async def _heal_after(self, node: str, name: str) -> None:
+        """Once the node is emptied and its agent has ended, of which nothing can be read meanwhile."""
+        worker = self._plane.workers.get(node)
+        while worker is not None and self._plane.workers.get(node) is worker:
+            await asyncio.sleep(POLL_SECONDS)
+        await self._heal_late(name)
 
     async def heal_all(self) -> list[dict[str, Any]]:
         """Heal all, the last first. Raises the first failure when all were tried."""

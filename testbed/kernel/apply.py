@@ -400,7 +400,7 @@ class RealKernel:
             writer.attempt(dev, given)
         self._redirect(writer, new.redirects.values())
         for link in new.links.values():
-            if not link.tx_checksum:
+            if not link.tx_checksum or (link.kind in ("veth", "bridge") and link.name not in made):
                 _set_tx_checksum(writer, link)
 
     @staticmethod

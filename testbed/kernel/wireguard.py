@@ -15,8 +15,13 @@ def configure(dev: str, link: Link | None, peers: Iterable[Peer]) -> None:
     Raises CommandFailed.
     """
     own = link.wireguard if link is not None else None
-    words = wireguard.device_words(own) if own is not None else []
-    _set(dev, [*words, *wireguard.peer_words(peers)], own.key if own is not None else "")
+    if own is not None:
+        _set(dev, wireguard.device_words(own), own.key)
+    by_psk: dict[str, list[Peer]] = {}
+    for peer in peers:
+        by_psk.setdefault(peer.psk, []).append(peer)
+    for psk, several in by_psk.items():  # wg reads one key from its input, as often as it is named
+        _set(dev, wireguard.peer_words(several), psk)
 
 
 def remove_peers(dev: str, peers: Iterable[Peer]) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from testbed.state import Peer, Wireguard
 
 KEY_FILE = "/dev/stdin"
-"""Where the words below have ``wg`` read a private key, which is no word of a command line."""
+"""Where the words below have ``wg`` read a key that is secret, which is no word of a command line."""
+NO_KEY = "/dev/null"
 
 
 def device_words(wireguard: Wireguard) -> list[str]:
@@ -16,10 +17,11 @@ def device_words(wireguard: Wireguard) -> list[str]:
 
 
 def peer_words(peers: Iterable[Peer]) -> list[str]:
-    """Set peers: what each is allowed takes the place of what it was."""
+    """Set peers: what each has takes the place of what it had; a preshared key is to be in KEY_FILE."""
     words: list[str] = []
     for peer in peers:
-        words += ["peer", peer.key, "endpoint", peer.endpoint]
+        words += ["peer", peer.key, "preshared-key", KEY_FILE if peer.psk else NO_KEY]
+        words += ["endpoint", peer.endpoint]
         words += ["persistent-keepalive", str(peer.keepalive), "allowed-ips", ",".join(peer.allowed)]
     return words
 
@@ -42,8 +44,8 @@ def parse_dump(text: str) -> tuple[dict[str, Wireguard], list[Peer]]:
         if len(fields) == 5:
             devices[fields[0]] = Wireguard(int(fields[3]), fields[1])
             continue
-        dev, key, _, endpoint, allowed, *_, keepalive = fields
+        dev, key, psk, endpoint, allowed, *_, keepalive = fields
         ranges = () if allowed == "(none)" else tuple(allowed.split(","))
         seconds = 0 if keepalive == "off" else int(keepalive)
-        peers.append(Peer(dev, key, endpoint, ranges, seconds))
+        peers.append(Peer(dev, key, endpoint, ranges, seconds, "" if psk == "(none)" else psk))
     return devices, peers

@@ -50,6 +50,16 @@ def links(host: Host) -> set[str]:
     return {link["ifname"] for link in host.json("ip", "-json", "link", "show")}
 
 
+def test_checksums_of_a_device_are_left_to_it_again(lab: Lab):
+    def told(whole: bool) -> str:
+        lab.b.become(NodeState(NetnsState(links={"br9": Link("br9", "bridge", tx_checksum=not whole)})))
+        return lab.b.ok("ethtool", "-k", "br9").split("tx-checksumming: ")[1].split()[0]
+
+    before = lab.b.state
+    assert [told(whole=False), told(whole=True), told(whole=False)] == ["on", "off", "on"]
+    lab.b.become(before)
+
+
 # --- programs -----------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ import pytest
 from testbed import Cluster
 from testbed.api.client import RequestFailed
 from testbed.cli.main import main
+from testbed.cluster import runtime
 from testbed.errors import InputError, MissingCapability, NotConverged, TestbedError
 
 ROOT = Path(__file__).parents[2]
@@ -372,6 +373,17 @@ def test_nodes_come_from_the_spec_alone(cluster: Cluster) -> None:
     with pytest.raises(RequestFailed, match="the kind of the object"):
         cluster.client.post("/api/v1/nodes", {**there, "kind": "Pod"})
     assert len(cluster.client.get("/api/v1/nodes")["items"]) == 3
+
+
+def test_a_cluster_whose_agents_end_as_it_starts_is_not_ready(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "AGENT_ENTRY", "os:abort")
+    words = (
+        "(?s)the agent of node node-1, .*node-3 ended as the cluster started; the end of its log:.*ended with"
+    )
+    with pytest.raises(TestbedError, match=words):
+        Cluster.up(folder / "spec.yaml", name=mine("stillborn"))
 
 
 def test_pods_of_a_node_whose_agent_ended_are_named_not_waited_for(folder: Path) -> None:

@@ -12,19 +12,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from test_sandbox import NOBODY, become, readable_by_others
+from users import NOBODY, become
 
 from testbed.topology import topologies
 
 ROOT = Path(__file__).parents[2]
 ROUTED = ROOT / "tests" / "cases" / "fabric" / "routed.py"
-pytestmark = pytest.mark.needs("userns")
+pytestmark = pytest.mark.needs("userns", *(["user:others"] if os.geteuid() == 0 else []))
 
 
 def mn(arguments: Sequence[str]) -> str:
     """What ``mn`` prints, in namespaces of its own and without a right on the host."""
-    if os.geteuid() == 0:
-        readable_by_others()
     inner = 'mount -t tmpfs tmpfs /run; sysctl -q -w net.bridge.bridge-nf-call-iptables=0; exec "$@"'
     done = subprocess.run(
         [

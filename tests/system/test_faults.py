@@ -16,6 +16,7 @@ import pytest
 
 from testbed import Cluster
 from testbed.api.client import RequestFailed
+from testbed.faults.addresses import NOBODY
 from testbed.wait import wait_until
 
 SPEC = """
@@ -346,6 +347,28 @@ def test_a_node_that_is_dead_or_frozen_leaves_and_joins_again_when_it_is_healed(
         assert endpoints(own) == {"web-1", "web-2"}
         eventually(lambda: curl(own, f"http://{ip_of(own, 'web-2')}/hostname") == 0, "web-2 answers")
     assert len(rules_of(own, "node-2")) == len(rules)
+
+
+def test_faults_of_what_ran_on_a_node_end_when_it_leaves(own: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "again.yaml").write_text(pod("web-2", "node-2", "web"))
+    over = [own.fault("proxier-frozen", "node-2"), own.fault("stale-neighbour", "node-2", of="node-3")]
+    stays = own.fault("loss", "node-2", source="node-3", loss=1.0)
+    both = own.fault("policy-frozen", "node-1", "node-2")
+    assert not pings(own, "node-2", ADDRESS["node-3"])
+    own.client.delete("/api/v1/nodes/node-2")
+    eventually(lambda: all("healed" in record(own, each.id) for each in over), "they are over")
+    assert not any("healed" in record(own, each.id) for each in (stays, both))
+    own.client.post("/api/v1/nodes", NODE_2)
+    own.settle()
+    assert NOBODY not in ok(own, "node-2", "ip", "neigh", "show", "nud", "permanent")
+    assert not pings(own, "node-2", ADDRESS["node-3"]), "the network still loses packets"
+    own.heal()
+    assert pings(own, "node-2", ADDRESS["node-3"])
+    own.apply(tmp_path / "again.yaml")
+    own.wait(ready="app=web")
+    own.settle()
+    to_web_2 = f"--to-destination {ip_of(own, 'web-2')}:80"
+    eventually(lambda: any(to_web_2 in rule for rule in rules_of(own, "node-2")), "its service rules are new")
 
 
 def rules_of(cluster: Cluster, node: str) -> list[str]:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from test_users import Person, folder
-from users import NOBODY, become, needs_root, readable_by_others, shared
+from users import NOBODY, as_nobody, become, shared
 
 __all__ = ["folder", "shared"]  # fixtures
 
@@ -21,6 +21,7 @@ FAULTS = (
     "duplicate-ip node-2 --set of=node-1",
     "stale-neighbour node-2 --set of=node-1",
     "forwarding-off node-2",
+    "bridge-netfilter-off node-2",
     "no-default-route node-2",
     "node-not-ready node-2",
     "proxier-frozen node-2",
@@ -35,9 +36,8 @@ FAULTS = (
 )
 
 
+@as_nobody
 def test_every_fault_as_nobody(folder: Path) -> None:
-    needs_root()
-    readable_by_others()
     limit = Path("/proc/sys/net/netfilter/nf_conntrack_max")
     before = limit.read_text()
     person = Person(become(NOBODY, NOBODY), folder)

@@ -9,6 +9,7 @@ import pytest
 from cell_lab import captured, counted, echoes, mac, ok, told
 
 from testbed import Cluster
+from testbed.wait import wait_until
 
 SPEC = """
 apiVersion: testbed/v1
@@ -65,6 +66,23 @@ def test_exactly_the_pods_of_the_node_are_lost_to_others_and_found_again(cluster
     assert reaches(cluster, "a", B)
 
 
+def test_nodes_that_all_announce_the_address_of_their_nat_interface_reach_each_other_no_more(
+    cluster: Cluster,
+) -> None:
+    """As Vagrant's machines do, whose first interface has the same address on each."""
+    nat = {"device": "enp0s3", "address": "10.0.2.15/24"}
+    with cluster.fault("wrong-autodetection", "node-1", "node-2", **nat):
+        fdb = told(cluster.node("node-3"), "bridge", "-json", "fdb", "show", "dev", "flannel.1")
+        assert {entry["dst"] for entry in fdb} == {"10.0.2.15"}
+        assert not reaches(cluster, "c", A)
+        assert not reaches(cluster, "a", C)
+        assert not reaches(cluster, "a", B)
+        assert cluster.node("node-1").run(["ping", "-c1", "-W1", "192.168.100.12"]).code == 0
+        assert reaches(cluster, "a", CLIENT)
+    for source, target in (("a", B), ("b", C), ("c", A)):
+        assert reaches(cluster, source, target)
+
+
 def test_packets_to_a_wrong_vtep_mac_arrive_and_are_dropped_there(cluster: Cluster) -> None:
     with cluster.fault("wrong-vtep-mac", "node-2"):
         with captured(cluster.node("node-2"), "flannel.1") as seen:
@@ -113,6 +131,39 @@ def test_bad_checksums_hit_what_was_masqueraded_and_nothing_else(cluster: Cluste
         assert counted(cluster.node("node-2"), "mangle", "PREROUTING", "-s 10.244.1.0/32", "DROP") > 0
         assert reaches(cluster, "a", B)
     assert cluster.host("client").run(curl).stdout.strip() == "b"
+
+
+DENIED = """
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: closed}
+spec: {podSelector: {matchLabels: {app: c}}, ingress: []}
+"""
+
+
+def test_without_bridge_netfilter_policies_and_services_of_one_bridge_do_not_work(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """Of node-2: two pods there, b behind the Service, and a policy for a pod c that is one more there."""
+    (tmp_path / "more.yaml").write_text(
+        POD.format(name="d", number=2) + POD.format(name="e", number=2).replace("app: e", "app: c") + DENIED
+    )
+    cluster.apply(tmp_path / "more.yaml")
+    cluster.wait(ready="app=d")
+    cluster.settle()
+    closed = next(each["status"]["podIP"] for each in cluster.pods() if each["metadata"]["name"] == "e")
+    asks = ["curl", "-s", "-m1", "http://10.96.0.80/hostname"]
+    assert cluster.pod("d").run(asks).stdout.strip() == "b"
+    assert not reaches(cluster, "d", closed)
+    with cluster.fault("bridge-netfilter-off", "node-2"):
+        assert cluster.pod("d").run(asks).code == 28
+        assert reaches(cluster, "d", closed), "its policy is not enforced"
+        assert not reaches(cluster, "a", closed), "what is routed meets iptables as ever"
+        assert cluster.pod("a").run(asks).stdout.strip() == "b"
+    assert cluster.pod("d").run(asks).stdout.strip() == "b"
+    wait_until(lambda: not reaches(cluster, "d", closed), 10, "it is enforced again")
+    cluster.delete(tmp_path / "more.yaml")
+    cluster.settle()
 
 
 def test_forwarding_that_drops_stops_kubenet_and_not_flannel(cluster: Cluster, tmp_path: Path) -> None:

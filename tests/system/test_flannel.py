@@ -267,6 +267,28 @@ def test_both_families_cross_in_wireguard_devices_of_their_own(lab: Lab) -> None
 
 
 @pytest.mark.needs("wireguard")
+def test_peers_that_share_a_key_reach_each_other_and_one_that_lacks_it_does_not(lab: Lab) -> None:
+    for host in (lab.a, lab.b):
+        host.become(NodeState())  # a session that is there would outlast a change of keys
+    psk, other = (lab.a.ok("wg", "genpsk").strip() for _ in range(2))
+    wire(lab, backend="wireguard", psk=psk)
+    assert lab.a.ok("wg", "show", "flannel-wg", "preshared-keys").split() == [keys.public_key("b"), psk]
+    assert parse_dump(lab.a.ok("wg", "show", "all", "dump"))[1] == [*lab.a.state.netns.peers.values()]
+    shared_with_a(lab.b, other)
+    assert not pings(lab.a, IP["b1"], "uid-a1")
+    shared_with_a(lab.b, psk)
+    wait_until(lambda: pings(lab.a, IP["b1"], "uid-a1"), 30, "both have the same key")
+    wire(lab, backend="wireguard")
+    assert lab.a.ok("wg", "show", "flannel-wg", "preshared-keys").split() == [keys.public_key("b"), "(none)"]
+
+
+def shared_with_a(host: Host, psk: str) -> None:
+    """Have a node share this key with node a."""
+    line = 'echo "$1" | wg set flannel-wg peer "$2" preshared-key /dev/stdin'
+    host.ok("sh", "-c", line, "sh", psk, keys.public_key("a"))
+
+
+@pytest.mark.needs("wireguard")
 def test_what_is_read_back_of_wireguard_is_what_was_wanted(wireguard: Lab) -> None:
     """And a node that leaves takes its peer along; nothing is left after the dataplane."""
     ping(wireguard.a, IP["b1"], where="uid-a1")

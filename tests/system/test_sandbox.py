@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from users import NOBODY, SOURCE, become, needs_root, readable_by_others, shared, subordinate_user
+from users import NOBODY, SOURCE, as_nobody, as_subordinate_user, become, shared, subordinate_user
 
 __all__ = ["shared", "subordinate_user"]  # fixtures
 
@@ -48,16 +48,15 @@ def test_as_the_user_that_runs_the_tests(shared: Path) -> None:
     assert list((shared / "root").iterdir()) == []
 
 
+@as_nobody
 def test_as_nobody_with_one_id(shared: Path) -> None:
-    needs_root()
-    readable_by_others()
     found = probe_as(become(NOBODY, NOBODY), shared / "root")
     check(found)
     assert found["ids"] == 1
 
 
+@as_subordinate_user
 def test_as_a_user_with_subordinate_ids(shared: Path, subordinate_user: tuple[int, int]) -> None:
-    readable_by_others()
     found = probe_as(become(*subordinate_user), shared / "root")
     check(found)
     assert found["ids"] == 65537

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from users import NOBODY, SOURCE, become, needs_root, readable_by_others, shared, subordinate_user
+from users import NOBODY, SOURCE, as_nobody, as_subordinate_user, become, shared, subordinate_user
 
 __all__ = ["shared", "subordinate_user"]  # fixtures
 
@@ -86,28 +86,27 @@ def everything(person: Person) -> None:
     assert json.loads(person.testbed("ls", "-o", "json")) == []
 
 
+@as_nobody
 def test_as_nobody(folder: Path) -> None:
-    needs_root()
-    readable_by_others()
     everything(Person(become(NOBODY, NOBODY), folder))
 
 
+@as_subordinate_user
 def test_as_a_user_made_by_useradd(folder: Path, subordinate_user: tuple[int, int]) -> None:
-    readable_by_others()
     everything(Person(become(*subordinate_user), folder))
 
 
 @pytest.mark.needs("netem")
+@as_subordinate_user
 def test_as_a_user_of_a_stock_kernel(folder: Path, subordinate_user: tuple[int, int]) -> None:
     """Who cannot load modules: they are loaded at boot, or by the kernel where it meets their names."""
-    readable_by_others()
     (folder / "spec.yaml").write_text(SPEC.replace("spec: {", "spec: {topology: {link: {delay: 1ms}}, "))
     everything(Person(become(*subordinate_user), folder))
 
 
 @pytest.mark.needs("ipvs", "dummy")
+@as_subordinate_user
 def test_a_user_is_told_that_ipvs_needs_root(folder: Path, subordinate_user: tuple[int, int]) -> None:
-    readable_by_others()
     (folder / "spec.yaml").write_text(SPEC.replace("spec: {", "spec: {network: {proxy: {mode: ipvs}}, "))
     person = Person(become(*subordinate_user), folder)
     told = person.testbed("up", "spec.yaml", code=3)
@@ -117,8 +116,8 @@ def test_a_user_is_told_that_ipvs_needs_root(folder: Path, subordinate_user: tup
     assert json.loads(person.testbed("ls", "-o", "json")) == []
 
 
+@as_subordinate_user
 def test_clusters_of_two_users_do_not_meet(folder: Path, subordinate_user: tuple[int, int]) -> None:
-    readable_by_others()
     for name in ("one", "two"):
         place = folder / name
         place.mkdir()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from cell_lab import captured, echoes, mac, ok, ping, told
+from cell_lab import captured, echoes, mac, ok, ping, pod, told, written
 from test_weave_mesh import ip, reached_by, status, up
 
 from testbed.api.client import RequestFailed
@@ -97,6 +98,32 @@ def test_mac_that_moves_takes_the_pods_packets_along(cluster: Cluster) -> None:
             cluster.pod("p1").run(["ping", "-n", "-c1", "-W1", ip(cluster, "p2")])
         assert len(echoes(seen)) == 1
     ok(cluster.node("node-3"), "sh", "-c", "! ip link show vethwe-moved")
+    whole(cluster)
+
+
+DENIED = {
+    "apiVersion": "networking.k8s.io/v1",
+    "kind": "NetworkPolicy",
+    "metadata": {"name": "closed", "namespace": "default"},
+    "spec": {"podSelector": {"matchLabels": {"app": "closed"}}, "ingress": []},
+}
+
+
+def test_without_bridge_netfilter_policies_of_a_nodes_own_pods_are_not_enforced(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    closed = {**pod("closed"), "spec": {**pod("closed")["spec"], "nodeName": "node-1"}}
+    objects = written(tmp_path, closed, DENIED)
+    cluster.apply(objects)
+    cluster.wait(ready="app=closed")
+    cluster.settle()
+    assert not reaches(cluster, "p1", "closed")
+    with cluster.fault("bridge-netfilter-off", "node-1"):
+        assert reaches(cluster, "p1", "closed")
+        assert reaches(cluster, "p1", "p2")
+    wait_until(lambda: not reaches(cluster, "p1", "closed"), 10, "it is enforced again")
+    cluster.delete(objects)
+    cluster.settle()
     whole(cluster)
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,15 +18,9 @@ def become(uid: int, gid: int) -> list[str]:
     return ["setpriv", f"--reuid={uid}", f"--regid={gid}", "--clear-groups"]
 
 
-def needs_root() -> None:
-    if os.geteuid() != 0:
-        pytest.skip("deferred: only root can become another user")
-
-
-def readable_by_others() -> None:
-    for directory in (SOURCE, *SOURCE.parents, Path(sys.executable).parent):
-        if directory.stat().st_mode & 0o005 != 0o005:
-            pytest.skip(f"deferred: {directory} is closed to other users")
+as_nobody = pytest.mark.needs("user:root", "user:others")
+as_subordinate_user = pytest.mark.needs("user:root", "user:others", "tool:useradd", "tool:newuidmap")
+"""Of tests that become these, the latter by the fixture below."""
 
 
 @pytest.fixture
@@ -44,9 +36,6 @@ def shared(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def subordinate_user() -> Iterator[tuple[int, int]]:
     """A user of its own with subordinate ids, as adduser makes one; gone afterwards."""
-    needs_root()
-    if not (shutil.which("useradd") and shutil.which("newuidmap")):
-        pytest.skip("deferred: useradd or newuidmap (package uidmap) is not installed")
     name = f"tb{uuid.uuid4().hex[:8]}"
     subprocess.run(
         ["useradd", "--no-create-home", "--add-subids-for-system", "--user-group", name], check=True

@@ -219,6 +219,9 @@ def test_a_lists_file_and_directories_of_plugins_are_found_beside_the_spec(tmp_p
     read = spec(tmp_path, "{name: cni, conflist: 10-net.conflist, path: [bin]}").network.dataplane_options
     assert json.loads(read["conflist"]) == LIST
     assert read["path"] == [str(tmp_path / "bin")]
+    bare = """'{"name": "x", "plugins": [{"type": "bridge", "mtu": {{.MTU}}}]}'"""
+    read = spec(tmp_path, f"{{name: cni, conflist: {bare}}}").network.dataplane_options
+    assert "{{.MTU}}" in read["conflist"]
 
 
 @pytest.mark.parametrize(
@@ -226,6 +229,10 @@ def test_a_lists_file_and_directories_of_plugins_are_found_beside_the_spec(tmp_p
     [
         ("conflist: nowhere.conflist", "spec.network.dataplane.conflist: 'nowhere.conflist' cannot be read"),
         ("conflist: {name: x, plugins: []}", "spec.network.dataplane.conflist: plugins must be a list"),
+        (
+            """conflist: '{"name": "x", "plugins": [{"type": "bridge", "subnet": {{.PodCIDR6}}}]}'""",
+            "spec.network.dataplane.conflist: must be a CNI network configuration list in JSON",
+        ),
         ("path: []", "spec.network.dataplane.path: must be a directory"),
         ("routes: some", "spec.network.dataplane.routes: must be podCIDR or none"),
     ],

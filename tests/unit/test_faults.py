@@ -27,6 +27,7 @@ from testbed.faults.service import Faults, Request, _Active
 from testbed.faults.target import Scene, Target, Wanted, choose
 from testbed.faults.udp_race import counted
 from testbed.kernel.channel import ChannelClosed
+from testbed.objects.store import Event
 from testbed.state import Chain, NetnsState, NodeState, PodState, Route
 
 FACTS = ClusterFacts("cluster.local", ("10.244.0.0/16",), ("10.96.0.0/12",), ("192.168.100.0/24",), ())
@@ -297,6 +298,39 @@ def test_a_fault_on_a_node_that_has_left_is_healed(name: str) -> None:
         assert (record.problem, record.healed is not None, behind) == ("", True, set())
 
     asyncio.run(told())
+
+
+def left(node: str) -> Event:
+    return Event("DELETED", {"kind": "Node", "metadata": {"name": node}})
+
+
+def test_where_a_node_leaves_its_faults_are_over_and_those_of_the_network_stay() -> None:
+    begun: list[Any] = []
+    plane = SimpleNamespace(perturb=None, workers={})
+    service = faults_of(plane)
+    service._runtime.background = begun.append
+    for number, (kind, names) in enumerate(
+        {
+            "forwarding-off": ("node-1",),
+            "no-default-route": ("node-1", "node-2"),
+            "partition": ("node-1",),
+        }.items()
+    ):
+        fault = make(kind)
+        service._active[f"fault-{number}"] = _Active(kind, Request(kind), fault, aimed(fault, *names))
+    state = STATES["node-1"]
+    assert service.perturb("node-1", state).netns.sysctls == {"net/ipv4/ip_forward": "0"}
+    service.node_changed(left("node-3"))
+    assert begun == []
+    service.node_changed(left("node-1"))
+    assert [work.cr_code.co_name for work in begun] == ["_heal_after"]
+    begun[0].close()
+    joined = msgspec.structs.replace(state)
+    assert service.perturb("node-1", joined).netns.sysctls == {}
+    assert service.perturb("node-1", joined).netns.chains != state.netns.chains
+    service.node_changed(left("node-2"))
+    assert len(begun) == 2
+    begun[1].close()
 
 
 @pytest.mark.parametrize("there", [True, False])

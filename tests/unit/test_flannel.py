@@ -14,11 +14,14 @@ from testbed.cluster.render import render
 from testbed.control.snapshot import ClusterFacts, Node, Pod, Snapshot
 from testbed.dataplane import dataplanes, needs_of
 from testbed.dataplane.flannel import BACKENDS, keys
+from testbed.errors import InputError
+from testbed.kernel import wireguard
 from testbed.kernel.fake import FakeKernel
 from testbed.rules.wireguard import parse_dump, peer_words
 from testbed.state import NODE, Address, Link, NetnsState, NodeState, Peer, Route, Wireguard
 
 FLANNEL = dataplanes.get("flannel")
+PSK = "iRd2fJAzGRhfHpZJ0ZC9kY0cN5NZqz0ePCnZ8QF2xA0="
 A1 = Pod("uid-a1", "default", "a1", "node-1", ("10.244.1.2",))
 B1 = Pod("uid-b1", "default", "b1", "node-2", ("10.244.2.2",))
 
@@ -83,6 +86,34 @@ def test_options_of_wireguard():
     assert [(peer.endpoint, peer.keepalive) for peer in netns.peers.values()] == [("172.18.0.3:4500", 25)]
 
 
+def test_a_preshared_key_is_that_of_every_peer_and_no_word_of_a_command():
+    peers = compiled(cluster("wireguard", psk=PSK)).netns.peers.values()
+    assert [peer.psk for peer in peers] == [PSK]
+    words = peer_words(peers)
+    assert words[2:5] == ["preshared-key", "/dev/stdin", "endpoint"]
+    assert PSK not in words
+
+
+@pytest.mark.parametrize("psk", ["c2hvcnQ=", "not base64", 7, PSK[:-1]])
+def test_a_preshared_key_is_32_bytes_in_base64(psk: object):
+    with pytest.raises(InputError, match="must be 32 bytes in base64"):
+        compiled(cluster("wireguard", psk=psk))
+
+
+def test_keys_are_given_one_at_a_time(monkeypatch: pytest.MonkeyPatch):
+    """wg reads each from its input: the device's own, then that of the peers, none for those without."""
+    asked: list[tuple[list[str], str]] = []
+    monkeypatch.setattr(wireguard, "run", lambda argv, stdin: asked.append((argv[3:], stdin)))
+    guard = Link("wg", "wireguard", wireguard=Wireguard(51820, "own"))
+    with_key, without = Peer("wg", "b", "1:1", (), psk=PSK), Peer("wg", "c", "2:2", ())
+    wireguard.configure("wg", guard, [with_key, without])
+    assert [(words[:2], stdin) for words, stdin in asked] == [
+        (["private-key", "/dev/stdin"], "own"),
+        (["peer", "b"], PSK),
+        (["peer", "c"], ""),
+    ]
+
+
 def test_each_family_has_a_device_and_an_underlay_of_its_own():
     netns = compiled(cluster("wireguard", both(1), both(2))).netns
     key = keys.public_key("node-2")
@@ -126,8 +157,8 @@ def test_render_shows_the_devices_and_peers():
     assert "link add flannel-wg mtu 1420 type wireguard\n" in text
     assert "# wg set flannel-wg private-key /dev/stdin listen-port 51820\n" in text
     key = keys.public_key("node-2")
-    words = f"peer {key} endpoint 172.18.0.3:51820 persistent-keepalive 0 allowed-ips 10.244.2.0/24"
-    assert f"# wg set flannel-wg {words}\n" in text
+    words = f"peer {key} preshared-key /dev/null endpoint 172.18.0.3:51820"
+    assert f"# wg set flannel-wg {words} persistent-keepalive 0 allowed-ips 10.244.2.0/24\n" in text
 
 
 def test_what_wg_prints_is_read_as_it_was_written():
@@ -137,7 +168,9 @@ def test_what_wg_prints_is_read_as_it_was_written():
     devices, peers = parse_dump(f"flannel-wg\t{key}\t{public}\t51820\toff\n{line}\n")
     assert devices == {"flannel-wg": Wireguard(51820, key)}
     assert peers == [peer]
-    assert peer_words(peers)[:4] == ["peer", peer.key, "endpoint", "[fd18::3]:51820"]
+    words = ["peer", peer.key, "preshared-key", "/dev/null", "endpoint", "[fd18::3]:51820"]
+    assert peer_words(peers)[:6] == words
+    assert parse_dump(line.replace("(none)", PSK))[1] == [replace(peer, psk=PSK)]
 
 
 # --- ipip, and all of them ------------------------------------------------------------------------------

@@ -57,17 +57,14 @@ DEFAULT = {
 """bridge and host-local in the node's podCIDRs, hostPorts and the bandwidth annotations."""
 
 
+ANYTHING = dict.fromkeys(("PodCIDR", "PodCIDR6", "NodeName", "NodeIP", "Dir"), "text") | {"MTU": "1500"}
+"""Every placeholder, filled with something of its kind: only the MTU may stand without quotes."""
+
+
 def _conflist(value: Any) -> Any:
     # Placeholders may stand where only a value would be JSON.
-    protocol.parse(protocol.fill(value if isinstance(value, str) else json.dumps(value), _Anything()))
+    protocol.parse(protocol.fill(value if isinstance(value, str) else json.dumps(value), ANYTHING))
     return value
-
-
-class _Anything(dict[str, str]):
-    """Every placeholder that there is, filled with something."""
-
-    def __init__(self) -> None:
-        super().__init__(dict.fromkeys(("PodCIDR", "PodCIDR6", "NodeName", "NodeIP", "MTU", "Dir"), "0"))
 
 
 def _directories(value: Any) -> Any:

@@ -6,8 +6,9 @@ A node's key is no secret: it follows from its name, so that a cluster is the sa
 from __future__ import annotations
 
 import hashlib
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from functools import lru_cache
+from typing import Any
 
 P = 2**255 - 19
 A24 = 121665
@@ -23,6 +24,17 @@ def private_key(node: str) -> str:
 def public_key(node: str) -> str:
     """The public key that belongs to it, in base64. Takes a few milliseconds the first time."""
     return b64encode(multiplied(_seed(node), BASE_POINT)).decode()
+
+
+def shared_key(value: Any) -> str:
+    """Reads a preshared key: 32 bytes in base64, as ``wg genpsk`` makes them; "" is none."""
+    try:
+        whole = isinstance(value, str) and (not value or len(b64decode(value, validate=True)) == 32)
+    except ValueError:
+        whole = False
+    if not whole:
+        raise ValueError("must be 32 bytes in base64, as 'wg genpsk' prints them")
+    return str(value)
 
 
 def _seed(node: str) -> bytes:

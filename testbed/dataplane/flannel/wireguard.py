@@ -29,14 +29,15 @@ PRIVATE = tuple(map(ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"
 
 class ByWireguard:
     """Options: ``mode``: separate (a device and an underlay for each family), or one device for both over
-    ipv4, ipv6 or, auto, what is likelier to work; ``listenPort``, ``listenPortV6``: UDP;
-    ``persistentKeepaliveInterval``: seconds."""
+    ipv4, ipv6 or, auto, what is likelier to work; ``listenPort``, ``listenPortV6``: UDP; ``psk``: a key in
+    base64 that all nodes share beside their own; ``persistentKeepaliveInterval``: seconds."""
 
     needs = frozenset({"wireguard"})
     parameters: Mapping[str, Param] = {
         "mode": Param(choice("separate", "auto", "ipv4", "ipv6"), "separate"),
         "listenPort": Param(integer(1, 65535), 51820),
         "listenPortV6": Param(integer(1, 65535), 51821),
+        "psk": Param(keys.shared_key, ""),
         "persistentKeepaliveInterval": Param(integer(0, 65535), 0),
     }
 
@@ -85,6 +86,7 @@ def _peers(site: Site) -> Iterator[Peer]:
                 f"{host}:{_port(site, device)}",
                 tuple(map(str, subnets)),
                 site.options["persistentKeepaliveInterval"],
+                site.options["psk"],
             )
 
 
