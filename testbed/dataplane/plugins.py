@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 from testbed.control.snapshot import ClusterFacts, Node, Pod, Snapshot
+from testbed.policy import meaning
 from testbed.state import Address, Chain, Family, Link, NetnsState, NodeState, PodState, Route
 
 BRIDGE = "cni0"
@@ -56,8 +57,8 @@ def gateway(network: Network) -> str:
 
 def on_segment(snapshot: Snapshot, node: Node, address: str) -> bool:
     """Whether the node reaches an address without a router."""
-    segments = map(ip_network, node.networks or snapshot.facts.node_cidrs)
-    return any(ip_address(address) in segment for segment in segments)
+    segments = map(meaning.network, node.networks or snapshot.facts.node_cidrs)
+    return any(meaning.address(address) in segment for segment in segments)
 
 
 def peer_routes(snapshot: Snapshot, node: Node) -> Iterator[Route]:
@@ -65,8 +66,8 @@ def peer_routes(snapshot: Snapshot, node: Node) -> Iterator[Route]:
     for other in snapshot.nodes:
         if other.name == node.name:
             continue
-        via = {ip_address(address).version: address for address in reversed(other.addresses)}
-        for cidr in map(ip_network, other.pod_cidrs):
+        via = {meaning.address(address).version: address for address in reversed(other.addresses)}
+        for cidr in map(meaning.network, other.pod_cidrs):
             address = via.get(cidr.version)
             if address and on_segment(snapshot, node, address):
                 yield Route(str(cidr), via=address, dev=UPLINK)

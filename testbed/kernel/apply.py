@@ -373,8 +373,7 @@ class RealKernel:
         made = self._make_links(writer, new.links)
         self._make_tunnels(writer, new.links)
         for path, value in new.sysctls.items():
-            self._remember(where, path)
-            _write_sysctl(writer, path, value)
+            self._set_sysctl(where, writer, path, value)
         for link in new.links.values():
             writer.ask(link.name, partial(_set_link, writer, link, fresh=link.name in made))
             if link.master is not None and link.kind != "bridge":
@@ -484,14 +483,15 @@ class RealKernel:
             return netlink.add_vxlan(link.name, link.vxlan, writer.index(link.vxlan.dev), link.mtu, link.mac)
         return netlink.add_veth(link.name, link.peer or "", self._home, link.mtu, link.mac)
 
-    def _remember(self, where: str, path: str) -> None:
-        """Keep a sysctl's value from before we first set it, to give it back."""
-        if (where, path) in self._original or sysctl.device(path):
-            return
-        try:
-            self._original[where, path] = sysctl.read(path)
-        except KernelRefused:
-            return  # write-only or missing: setting it will tell
+    def _set_sysctl(self, where: str, writer: _Writer, path: str, value: str) -> None:
+        """Set a sysctl; its value from before we first set it is kept, to give it back."""
+        if (where, path) not in self._original and not sysctl.device(path):
+            try:
+                self._original[where, path] = sysctl.exchange(path, value)
+                return
+            except KernelRefused as error:
+                log.debug("%s", error)  # write-only or missing: setting it will tell
+        _write_sysctl(writer, path, value)
 
     def _restore(self, where: str, writer: _Writer, add: NetnsState, remove: NetnsState) -> None:
         """Apply the sets that rules look at, the rules, and let go of sets that none looks at any more."""
@@ -619,12 +619,21 @@ def has_gateway(route: Route) -> bool:
 
 
 def _write_sysctl(writer: _Writer, path: str, value: str) -> None:
-    dev, setting = sysctl.device(path), path.rpartition("/")[2]
-    if dev and path.startswith("net/ipv4/conf/") and setting in netlink.IPV4_SETTINGS and value.isdecimal():
+    dev = sysctl.device(path)
+    if dev and value.isdecimal():
         # Below /proc the kernel looks a name up among those of all netns: slower with every pod.
-        writer.ask(dev, partial(netlink.set_ipv4, dev, setting, int(value)))
-        return
+        directory, _, setting = path.rpartition("/")
+        if directory == f"net/ipv4/conf/{dev}" and setting in netlink.IPV4_SETTINGS:
+            writer.ask(dev, partial(netlink.set_ipv4, dev, setting, int(value)))
+            return
+        if path == f"net/ipv4/neigh/{dev}/proxy_delay":
+            writer.ask(dev, partial(_proxy_delay, writer, dev, int(value) * sysctl.TICK_MILLISECONDS))
+            return
     try:
         sysctl.write(path, value)
     except KernelRefused as error:
         writer.fail(dev or "", error)
+
+
+def _proxy_delay(writer: _Writer, dev: str, milliseconds: int) -> Request:
+    return netlink.set_proxy_delay(dev, writer.index(dev), milliseconds)

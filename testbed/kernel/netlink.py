@@ -36,6 +36,7 @@ NLA_F_NESTED = 0x8000
 RTM_NEWLINK, RTM_DELLINK, RTM_NEWADDR, RTM_DELADDR = 16, 17, 20, 21
 RTM_NEWROUTE, RTM_DELROUTE, RTM_NEWNEIGH, RTM_DELNEIGH = 24, 25, 28, 29
 RTM_NEWQDISC, RTM_DELQDISC, RTM_NEWTFILTER = 36, 37, 44
+RTM_SETNEIGHTBL = 67
 
 IFF_UP, IFF_NOARP = 0x1, 0x80
 TC_H_CLSACT_INGRESS = 0xFFFFFFF2
@@ -85,6 +86,9 @@ PROTOCOLS = {
 NDA_DST, NDA_LLADDR = 1, 2
 NUD_PERMANENT = 0x80
 NTF_SELF, NTF_PROXY = 0x02, 0x08
+NDTA_NAME, NDTA_PARMS = 1, 6
+NDTPA_IFINDEX, NDTPA_PROXY_DELAY = 1, 13
+ARP_TABLE = "arp_cache"
 
 TCA_KIND, TCA_OPTIONS = 1, 2
 TCA_TBF_PARMS, TCA_TBF_RATE64 = 1, 4
@@ -268,6 +272,15 @@ def set_ipv4(name: str, setting: str, value: int) -> Request:
     conf = _nested(IFLA_INET_CONF, _u32(IPV4_SETTINGS[setting], value))
     body = _link_body(name, _nested(IFLA_AF_SPEC, _nested(socket.AF_INET, conf)))
     return Request(RTM_NEWLINK, NLM_F_REQUEST, body, f"set {name} {setting} {value}", name)
+
+
+def set_proxy_delay(name: str, index: int, milliseconds: int) -> Request:
+    """Set how long a device waits until it answers for others, as net/ipv4/neigh/DEVICE/proxy_delay does."""
+    values = attribute(NDTPA_PROXY_DELAY, struct.pack("=Q", milliseconds))
+    parameters = _nested(NDTA_PARMS, _u32(NDTPA_IFINDEX, index), values)
+    body = struct.pack("=Bxxx", socket.AF_INET) + _text(NDTA_NAME, ARP_TABLE) + parameters
+    what = f"set {name} proxy_delay {milliseconds} ms"
+    return Request(RTM_SETNEIGHTBL, NLM_F_REQUEST, body, what, name)
 
 
 def set_hairpin(name: str, on: bool) -> Request:

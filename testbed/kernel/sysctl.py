@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 from testbed.errors import KernelRefused
 
 _ROOT = "/proc/sys/"
+
+TICK_MILLISECONDS = 1000 // os.sysconf("SC_CLK_TCK")
+"""What some times below net/ipv4/neigh are counted in."""
 
 
 def device(path: str) -> str | None:
@@ -38,3 +43,22 @@ def write(path: str, value: str) -> None:
         raise KernelRefused(
             f"set sysctl {path} to {value}", error.errno or 0, error.strerror or ""
         ) from error
+
+
+def exchange(path: str, value: str) -> str:
+    """Set the value, and return the one before; raises KernelRefused where it can not be read, too.
+
+    By one look-up: the kernel looks a name up among those of all netns, slower with every pod.
+    """
+    try:
+        file = os.open(_ROOT + path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            before = os.pread(file, os.sysconf("SC_PAGESIZE"), 0).decode().strip()
+            os.pwrite(file, value.encode(), 0)  # elsewhere than at the beginning it is ignored
+        finally:
+            os.close(file)
+    except OSError as error:
+        raise KernelRefused(
+            f"set sysctl {path} to {value}", error.errno or 0, error.strerror or ""
+        ) from error
+    return before

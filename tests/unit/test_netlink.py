@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import socket
 import struct
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.ndmsg import ndmsg
+from pyroute2.netlink.rtnl.ndtmsg import ndtmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from testbed.kernel import netlink
@@ -57,6 +59,15 @@ def test_ipv4_setting_of_a_device():
     assert netlink.set_ipv4("eth0", "arp_notify", 1).body.endswith(
         struct.pack("=HHHHHHI", 16, 0x8002, 12, 0x8001, 8, 22, 1)
     )
+
+
+def test_proxy_delay_of_a_device():
+    message = decoded(netlink.set_proxy_delay("cali1", 5, 800), ndtmsg)
+    assert message["family"] == socket.AF_INET
+    assert message.get_attr("NDTA_NAME") == "arp_cache"
+    parameters = message.get_attr("NDTA_PARMS")
+    assert parameters.get_attr("NDTPA_IFINDEX") == 5
+    assert parameters.get_attr("NDTPA_PROXY_DELAY") == 800
 
 
 def test_address_has_its_broadcast_and_ipv6_no_duplicate_detection():

@@ -39,12 +39,17 @@ FAST_TIMERS = (
 
 def daemon(snapshot: Snapshot, node: Node, options: Options) -> Daemon:
     """The node's BIRD."""
-    recovery = () if options.fast else ("-R",)
     return Daemon(
-        argv=("bird", "-f", *recovery, "-c", f"@DIR@/{CONFIG}", "-s", f"@DIR@/{CONTROL}"),
+        argv=_argv() if options.fast else _argv("-R"),
         files={CONFIG: config(snapshot, node, options)},
         reload=("birdc", "-s", f"@DIR@/{CONTROL}", "configure"),
     )
+
+
+def _argv(*more: str) -> tuple[str, ...]:
+    # As in calico-node: -d keeps it in the foreground and has it log to stderr; without, what it says goes to
+    # syslog, and where there is none, as in a sandbox, to the console of the host.
+    return ("bird", *more, "-d", "-c", f"@DIR@/{CONFIG}", "-s", f"@DIR@/{CONTROL}")
 
 
 def config(snapshot: Snapshot, node: Node, options: Options) -> str:
@@ -167,7 +172,7 @@ def _to_leaf(leaf: fabric.Leaf, own: str) -> Iterator[str]:
 def router_daemon(snapshot: Snapshot, router: Router, options: Options) -> Daemon:
     """The BIRD of a router of the fabric."""
     return Daemon(
-        argv=("bird", "-f", "-c", f"@DIR@/{CONFIG}", "-s", f"@DIR@/{CONTROL}"),
+        argv=_argv(),
         files={CONFIG: "\n".join((*_router_lines(snapshot, router, options), ""))},
         reload=("birdc", "-s", f"@DIR@/{CONTROL}", "configure"),
     )

@@ -27,14 +27,14 @@ class Leaf:
 
 def speaks(snapshot: Snapshot) -> bool:
     """Whether the fabric's routers speak BGP: where nodes are on more than one router's subnets."""
-    return len(_leaves(snapshot)) > 1
+    return len(snapshot.facts.routers) > 1 and len(_leaves(snapshot)) > 1
 
 
 def _leaves(snapshot: Snapshot) -> list[Router]:
     return [
         router
         for router in snapshot.facts.routers
-        if any(list(nodes_of(snapshot, router, version)) for version in (4, 6))
+        if any(True for version in (4, 6) for _ in nodes_of(snapshot, router, version))
     ]
 
 

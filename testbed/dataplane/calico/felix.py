@@ -15,6 +15,7 @@ Sources: projectcalico/calico ``felix/rules/{static,endpoints,dispatch,policy,na
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from hashlib import sha3_224
 from ipaddress import ip_network
 from itertools import groupby
@@ -233,14 +234,18 @@ class Felix:
         if key not in self._endpoints:
             if len(self._endpoints) > MOST_KEPT:
                 self._endpoints.clear()
-            self._endpoints[key] = endpoint_chain(family, direction, pod, tiers)
+            self._endpoints[key] = endpoint_chain(family, direction, pod, names)
         return self._endpoints[key]
 
 
 Tiers = tuple[tuple[str, tuple[tuple[PlannedPolicy, ...], ...]], ...]
 """Tier's name → groups of policies that select the same pods."""
+Targets = tuple[tuple[str, tuple[str, ...]], ...]
+"""Tier's name → the chains of its groups."""
 MOST_KEPT = 100_000
 """Pods' chains that are kept, so that those of pods long gone do not pile up."""
+MOST_KINDS = 1000
+"""The same of kinds of pods' chains."""
 
 
 # --- names ----------------------------------------------------------------------------------------------
@@ -325,9 +330,15 @@ def _common_prefix(names: Sequence[str]) -> str:
     return next((names[0][:place] for place, (one, other) in pairs if one != other), names[0])
 
 
-def endpoint_chain(family: Family, direction: Direction, pod: Pod, tiers: Tiers) -> Chain:
+def endpoint_chain(family: Family, direction: Direction, pod: Pod, tiers: Targets) -> Chain:
     """What is asked of what comes from a pod (``cali-fw-``) or goes to it (``cali-tw-``)."""
     comes = direction == "Egress"
+    name = limited("cali-fw-" if comes else "cali-tw-", host_end(pod.namespace, pod.name))
+    return chain(family, "filter", name, _endpoint_rules(comes, pod.namespace, pod.service_account, tiers))
+
+
+@lru_cache(maxsize=MOST_KINDS)  # pods of a workload have the same
+def _endpoint_rules(comes: bool, namespace: str, account: str, tiers: Targets) -> tuple[Rule, ...]:
     rules = [
         when(state("RELATED,ESTABLISHED"), do=ACCEPT),
         when(state("INVALID"), do=DROP),
@@ -338,20 +349,19 @@ def endpoint_chain(family: Family, direction: Direction, pod: Pod, tiers: Tiers)
         to_vxlan = (is_protocol("udp"), to_ports(str(VXLAN_PORT)))
         rules.append(when(*to_vxlan, do=DROP, say=words.format("VXLAN")))
         rules.append(when(is_protocol(IPIP_PROTOCOL), do=DROP, say=words.format("IPinIP")))
-    for tier, groups in tiers:
+    for tier, targets in tiers:
         rules.append(when(do=clear_mark(PASS_MARK), say=f"Start of tier {tier}"))
-        for group in groups:
-            rules.append(when(unmarked(PASS_MARK), do=jump(_target_name(group))))
+        for target in targets:
+            rules.append(when(unmarked(PASS_MARK), do=jump(target)))
             rules.append(when(marked(ACCEPT_MARK), do=RETURN, say="Return if policy accepted"))
         if tier == "default":
             words = f"End of tier {tier}. Drop if no policies passed packet"
             rules.append(when(unmarked(PASS_MARK), do=DROP, say=words))
-    for profile in (f"kns.{pod.namespace}", f"ksa.{pod.namespace}.{pod.service_account}"):
+    for profile in (f"kns.{namespace}", f"ksa.{namespace}.{account}"):
         rules.append(when(do=jump(_profile_name(profile, comes))))
         rules.append(when(marked(ACCEPT_MARK), do=RETURN, say="Return if profile accepted"))
     rules.append(when(do=DROP, say="Drop if no profiles matched"))
-    name = limited("cali-fw-" if comes else "cali-tw-", host_end(pod.namespace, pod.name))
-    return chain(family, "filter", name, rules)
+    return tuple(rules)
 
 
 def _profile_name(profile: str, outbound: bool) -> str:

@@ -7,7 +7,6 @@ Sources: projectcalico/calico ``libcalico-go/lib/backend/k8s/conversion/workload
 from __future__ import annotations
 
 from hashlib import sha1
-from ipaddress import ip_address
 
 from testbed.control.snapshot import Node
 from testbed.state import Family
@@ -44,7 +43,7 @@ def vtep_mac(node: str, version: int) -> str:
 
 def address(node: Node, version: int) -> str | None:
     """The node's first address of a family."""
-    return next((text for text in node.addresses if ip_address(text).version == version), None)
+    return next((text for text in node.addresses if (":" in text) == (version == 6)), None)
 
 
 def version_of(family: Family) -> int:

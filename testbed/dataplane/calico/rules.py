@@ -11,6 +11,7 @@ from __future__ import annotations
 from base64 import urlsafe_b64encode
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha224, sha256
 
 from testbed.state import Chain, Family, Table
@@ -210,6 +211,20 @@ class Rule:
     action: Action = Action()
     comments: tuple[str, ...] = ()
 
+    @cached_property
+    def felix(self) -> str:
+        """What felix hashes of it: a match's own parts, and the fragments, are joined by single spaces."""
+        fragments = [*map(_comment, self.comments), *(part.felix for part in self.match), self.action.felix]
+        return " ".join(fragment for fragment in fragments if fragment)
+
+    @cached_property
+    def saved(self) -> tuple[str, str]:
+        """What iptables-save prints of it before and after the hash."""
+        heads = sorted((part.head for part in self.match if part.head), key=_place)
+        tails = [part.tail for part in self.match if part.tail]
+        rest = [*map(_comment, self.comments), *tails, self.action.saved]
+        return "".join(f"{head} " for head in heads), "".join(f" {text}" for text in rest if text)
+
 
 def when(*match: Part, do: Action, say: str = "") -> Rule:
     """A rule."""
@@ -221,11 +236,8 @@ def hashes(chain: str, rules: Sequence[Rule]) -> list[str]:
     digest = sha224(chain.encode()).digest()
     found = []
     for rule in rules:
-        fragments = [f"-A {chain}", "HASH", *map(_comment, rule.comments)]
-        fragments += [part.felix for part in rule.match]
-        fragments += [rule.action.felix] if rule.action.felix else []
-        # felix joins a match's own parts, and the fragments, by single spaces
-        digest = sha224(digest + " ".join(fragments).encode()).digest()
+        text = f"-A {chain} HASH {rule.felix}" if rule.felix else f"-A {chain} HASH"
+        digest = sha224(digest + text.encode()).digest()
         found.append(encoded(digest)[:HASH_LENGTH])
     return found
 
@@ -240,10 +252,8 @@ def saved(chain: str, rules: Sequence[Rule]) -> tuple[str, ...]:
 
 
 def _saved(rule: Rule, digest: str) -> str:
-    heads = sorted((part.head for part in rule.match if part.head), key=_place)
-    comments = [_comment(f"cali:{digest}"), *map(_comment, rule.comments)]
-    tails = [part.tail for part in rule.match if part.tail]
-    return " ".join([*heads, *comments, *tails, *([rule.action.saved] if rule.action.saved else [])])
+    before, after = rule.saved
+    return f"{before}{_comment(f'cali:{digest}')}{after}"
 
 
 def _place(head: str) -> int:

@@ -6,11 +6,12 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_network
 from typing import Any, Protocol
 
 from testbed.control.snapshot import Node, Snapshot
 from testbed.dataplane.plugins import Network, on_segment
+from testbed.policy import meaning
 from testbed.spec.params import Param
 from testbed.state import Address, Daemon, NetnsState
 
@@ -45,7 +46,7 @@ class Site:
     def peers(self) -> Iterator[tuple[Node, Network, str]]:
         """The subnets of the other nodes, and their nodes' addresses."""
         for peer in self.snapshot.nodes:
-            for network in map(ip_network, peer.pod_cidrs) if peer.name != self.node.name else ():
+            for network in map(meaning.network, peer.pod_cidrs) if peer.name != self.node.name else ():
                 if (public := address(peer, network.version)) is not None:
                     yield peer, network, public
 
@@ -80,7 +81,7 @@ class Backend(Protocol):
 
 def address(node: Node, version: int) -> str | None:
     """A node's first address of a family."""
-    return next((text for text in node.addresses if ip_address(text).version == version), None)
+    return next((text for text in node.addresses if meaning.address(text).version == version), None)
 
 
 def device_address(device: str, network: Network) -> Address:
