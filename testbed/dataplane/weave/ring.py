@@ -71,6 +71,8 @@ class Ring:
             for peer in self._peers:
                 self._expose(peer)
         elif self._parts:
+            if len(self._peers) == 1:  # what the last one owned that left is nobody else's
+                self._set_parts(Part(part.start, part.end, node) for part in self._parts)
             self._expose(node)
 
     def _agree(self) -> bool:
