@@ -158,7 +158,7 @@ def test_peer_that_comes_when_all_have_left_owns_the_whole_range() -> None:
     assert made.allocate("c", "pod") == ("10.32.0.2",)
 
 
-def test_peer_that_finds_the_range_full_has_nothing_and_its_bridge_the_first_address_that_is_free_again() -> None:
+def test_peer_that_finds_the_range_full_has_nothing_and_its_bridge_what_is_free_first() -> None:
     made = ring("a", "b", cidr="10.32.0.0/29")
     assert made.held("b").own == {EXPOSED: "10.32.0.4"}
     made.remove_node("b")
