@@ -237,6 +237,18 @@ def spec(directory: Path, dataplane: str) -> Any:
     return load_spec(path)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"), [("", "cannot be read: No such file"), ("[" * 100_000, "max depth")]
+)
+def test_a_lists_file_that_cannot_be_read_is_told_once(text: str, words: str, tmp_path: Path) -> None:
+    if text:
+        (tmp_path / "10-net.conflist").write_text(text)
+    with pytest.raises(InputError) as refused:
+        spec(tmp_path, "{name: cni, conflist: 10-net.conflist}")
+    assert words in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
+
+
 def test_a_lists_file_and_directories_of_plugins_are_found_beside_the_spec(tmp_path: Path) -> None:
     (tmp_path / "10-net.conflist").write_text(json.dumps(LIST))
     read = spec(tmp_path, "{name: cni, conflist: 10-net.conflist, path: [bin]}").network.dataplane_options

@@ -63,7 +63,7 @@ def parse(given: Any) -> NetworkList:
     """A network configuration list, as JSON text or read already. Raises ValueError."""
     if isinstance(given, str):
         try:
-            given = json.loads(given)
+            given = _read(given)
         except ValueError as error:
             raise ValueError(f"must be a CNI network configuration list in JSON: {error}") from error
     if not isinstance(given, dict):
@@ -198,8 +198,8 @@ def failure(stdout: bytes, stderr: bytes, how: str) -> Failure:
     return Failure(code if isinstance(code, int) else 0, text.encode(errors="replace").decode())
 
 
-def _read(said: bytes) -> Any:
-    """What a plugin printed. Raises ValueError."""
+def _read(said: bytes | str) -> Any:
+    """JSON that somebody wrote. Raises ValueError."""
     if not said.strip():
         raise ValueError("unexpected end of JSON input")
     try:
