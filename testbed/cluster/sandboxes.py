@@ -100,12 +100,10 @@ class Plugins:
         program = next((each for name in path if os.path.isfile(each := f"{name}/{kind}")), None)
         if program is None:
             raise _Refused(protocol.Failure(0, f'failed to find plugin "{kind}" in path [{" ".join(path)}]'))
-        begun = time.monotonic()
+        env, begun = protocol.environment(operation, attachment, path), time.monotonic()
         async with self._slots:
-            code, how, said, complained = await self._run(
-                program, protocol.environment(operation, attachment, path), given.encode()
-            )
-        self._note(operation, program, attachment, given, code, said, complained, time.monotonic() - begun)
+            code, how, said, complained = await self._run(program, env, given.encode())
+        self._note(program, env, given, code, how, said, complained, time.monotonic() - begun)
         if code:
             raise _Refused(protocol.failure(said, complained, how))
         return said
@@ -142,11 +140,11 @@ class Plugins:
 
     def _note(
         self,
-        operation: Operation,
         program: str,
-        attachment: Attachment | None,
+        env: Mapping[str, str],
         given: str,
         code: int,
+        how: str,
         said: bytes,
         complained: bytes,
         seconds: float,
@@ -154,11 +152,12 @@ class Plugins:
         entry = {
             "time": time.time(),
             "seconds": round(seconds, 6),
-            "operation": operation,
+            "operation": env["CNI_COMMAND"],
             "plugin": program,
-            "env": protocol.environment(operation, attachment, ()),
+            "env": dict(env),
             "stdin": json.loads(given),
             "exit": code,
+            "ended": how,
             "stdout": said.decode(errors="replace"),
             "stderr": complained.decode(errors="replace"),
         }

@@ -167,6 +167,8 @@ def test_a_plugin_is_told_of_its_pod_as_by_a_container_runtime(cluster: Cluster)
     arguments = dict(pair.split("=") for pair in first["bridge"]["env"]["CNI_ARGS"].split(";"))
     assert (arguments["IgnoreUnknown"], arguments["K8S_POD_NAMESPACE"]) == ("1", "default")
     assert arguments["K8S_POD_INFRA_CONTAINER_ID"] == first["bridge"]["env"]["CNI_CONTAINERID"]
+    assert first["bridge"]["env"]["CNI_PATH"] == "/usr/lib/cni:/opt/cni/bin"
+    assert first["bridge"]["ended"] == "exit status 0"
     assert "prevResult" not in first["bridge"]["stdin"]
     assert "capabilities" not in first["bridge"]["stdin"]
     assert first["bridge"]["stdin"]["runtimeConfig"] == {"ipRanges": [[{"subnet": "10.244.1.0/24"}]]}
