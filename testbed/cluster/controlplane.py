@@ -244,6 +244,9 @@ class ControlPlane:
     def _end(self, pod: Object) -> None:
         """A pod is being deleted. What ends at once goes from its node; the rest is ended by the node."""
         uid, node = pod["metadata"]["uid"], pod["spec"]["nodeName"]
+        if uid in self._unaddressed[node]:  # what plugins have wired so far is taken down first
+            self._leave(uid, node)
+            return
         if uid not in self._typed:  # nothing of it is on the node
             self._ended[uid] = None
             return

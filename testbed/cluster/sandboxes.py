@@ -97,20 +97,19 @@ class Plugins:
         self, operation: Operation, kind: str, path: Sequence[str], given: str, attachment: Attachment | None
     ) -> bytes:
         """What a plugin prints. Raises ``_Refused`` where it fails or is not found."""
-        program = next((each for name in path if os.access(each := f"{name}/{kind}", os.X_OK)), None)
+        program = next((each for name in path if os.path.isfile(each := f"{name}/{kind}")), None)
         if program is None:
             raise _Refused(protocol.Failure(0, f'failed to find plugin "{kind}" in path [{" ".join(path)}]'))
-        begun = time.monotonic()
+        env, begun = protocol.environment(operation, attachment, path), time.monotonic()
         async with self._slots:
-            code, said, complained = await self._run(
-                program, protocol.environment(operation, attachment, path), given.encode()
-            )
-        self._note(operation, program, attachment, given, code, said, complained, time.monotonic() - begun)
+            code, how, said, complained = await self._run(program, env, given.encode())
+        self._note(program, env, given, code, how, said, complained, time.monotonic() - begun)
         if code:
-            raise _Refused(protocol.failure(said, complained, _ending(code)))
+            raise _Refused(protocol.failure(said, complained, how))
         return said
 
-    async def _run(self, program: str, env: Mapping[str, str], given: bytes) -> tuple[int, bytes, bytes]:
+    async def _run(self, program: str, env: Mapping[str, str], given: bytes) -> tuple[int, str, bytes, bytes]:
+        """Its exit code, how it ended in words, and what it printed and complained of."""
         files = [os.memfd_create(name, os.MFD_CLOEXEC) for name in ("stdin", "stdout", "stderr")]
         try:
             os.write(files[0], given)
@@ -130,21 +129,22 @@ class Plugins:
             except TimeoutError:
                 self._children.signal(pid, signal.SIGKILL, group=True)
                 status = await over
-            limit = protocol.MAX_BYTES + 1
-            return process.exit_code(status), os.pread(files[1], limit, 0), os.pread(files[2], limit, 0)
+            code, limit = process.exit_code(status), protocol.MAX_BYTES + 1
+            return code, _ending(code), os.pread(files[1], limit, 0), os.pread(files[2], limit, 0)
         except (OSError, KernelRefused) as error:
-            return 126, b"", str(error).encode()
+            why = (error.strerror or str(error)).lower() if isinstance(error, OSError) else str(error)
+            return 126, f"fork/exec {program}: {why}", b"", b""
         finally:
             for fd in files:
                 os.close(fd)
 
     def _note(
         self,
-        operation: Operation,
         program: str,
-        attachment: Attachment | None,
+        env: Mapping[str, str],
         given: str,
         code: int,
+        how: str,
         said: bytes,
         complained: bytes,
         seconds: float,
@@ -152,11 +152,12 @@ class Plugins:
         entry = {
             "time": time.time(),
             "seconds": round(seconds, 6),
-            "operation": operation,
+            "operation": env["CNI_COMMAND"],
             "plugin": program,
-            "env": protocol.environment(operation, attachment, ()),
+            "env": dict(env),
             "stdin": json.loads(given),
             "exit": code,
+            "ended": how,
             "stdout": said.decode(errors="replace"),
             "stderr": complained.decode(errors="replace"),
         }
@@ -168,9 +169,10 @@ class Plugins:
 
 
 def _ending(code: int) -> str:
-    """How a program with this exit code, as a shell gives it, has ended; a code may be no signal's."""
-    killed = code - 128 in signal.valid_signals()
-    return f"signal: {signal.Signals(code - 128).name}" if killed else f"exit status {code}"
+    """How a program with this exit code, as a shell gives it, has ended, in Go's words; a code may be no
+    signal's."""
+    killed = code - 128 in signal.valid_signals() and signal.strsignal(code - 128)
+    return f"signal: {killed.lower()}" if killed else f"exit status {code}"
 
 
 class _Refused(Exception):
@@ -409,17 +411,25 @@ class Sandboxes:
         self._tell(SandboxGone(wanted.uid))
 
     async def _add(self, network: Network, sandbox: _Sandbox) -> tuple[str, ...]:
+        if sandbox.left:  # ADD again would only meet what is left, and hide why it failed
+            try:
+                await network.delete(sandbox.attachment)
+            except (PluginFailed, OSError) as error:
+                text = f"{sandbox.left}; not tried again while DEL of what is left fails: {error}"
+                raise TestbedError(text) from error
+            sandbox.left = ""
         try:
             found = await network.add(sandbox.attachment)
             addresses = protocol.addresses(found, sandbox.wanted.ifname)
             if not addresses:
                 text = f'failed to find network info for sandbox "{sandbox.wanted.container}"'
                 raise TestbedError(text)
-        except (TestbedError, ValueError, OSError):
+        except (TestbedError, ValueError, OSError) as error:
             try:
                 await network.delete(sandbox.attachment)
-            except (PluginFailed, OSError) as error:  # the first error is told, as containerd does
-                log.warning("%s: after a failed ADD: %s", self._node, error)
+            except (PluginFailed, OSError) as another:  # the first error is told, as containerd does
+                log.warning("%s: after a failed ADD: %s", self._node, another)
+                sandbox.left = str(error)
             raise
         return addresses
 
@@ -507,6 +517,7 @@ class _Sandbox:
     def __init__(self, wanted: Sandbox, home: str) -> None:
         self.wanted, self.network = wanted, wanted.network.replace("@DIR@", home)
         self.unwanted = asyncio.Event()
+        self.left = ""  # why an ADD failed that DEL could not take back
         self.netns = netns.create()
         self._path = NETNS / f"cni-{wanted.container[:32]}"
         self._held = Path(home) / HELD / self._path.name

@@ -24,6 +24,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from testbed.kernel import syscalls
+
 SCHEMA = "/usr/share/openvswitch/vswitch.ovsschema"
 PHY = "br-phy"
 STARTED_WITHIN = 10.0
@@ -87,7 +89,7 @@ class Switch:
     def _spawn(self, *argv: str) -> None:
         directories = ("OVS_RUNDIR", "OVS_LOGDIR", "OVS_DBDIR", "OVS_SYSCONFDIR")
         env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **dict.fromkeys(directories, str(self._home))}
-        self._programs.append(subprocess.Popen(argv, env=env, cwd=self._home))
+        self._programs.append(subprocess.Popen(argv, env=env, cwd=self._home, preexec_fn=_end_with_parent))
 
     def _await(self, path: Path) -> None:
         deadline = time.monotonic() + STARTED_WITHIN
@@ -138,7 +140,8 @@ class Switch:
         # The tunnel ends where the bridge has the outer destination; the kernel's own routes stay.
         (link,) = json.loads(self._do("ip", "-json", "-4", "address", "show", uplink))
         (length,) = {each["prefixlen"] for each in link["addr_info"] if each["local"] == address}
-        self._do("ip", "address", "add", f"{address}/{length}", "dev", PHY, "noprefixroute")
+        # A switch that was killed left its bridge, and the address on it.
+        self._do("ip", "address", "replace", f"{address}/{length}", "dev", PHY, "noprefixroute")
         physical = [
             "in_port=LOCAL,actions=output:1",
             f"in_port=1,udp,tp_dst={config['udp']},actions=LOCAL",
@@ -165,6 +168,11 @@ class Switch:
     def _replace(self, bridge: str, flows: str) -> None:
         target = f"unix:{self._home}/{bridge}.mgmt"
         self._do("ovs-ofctl", "-OOpenFlow13", "replace-flows", target, "-", stdin=flows + "\n")
+
+
+def _end_with_parent() -> None:
+    """One that outlived us would keep its database locked from the next one."""
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:

@@ -391,6 +391,7 @@ def _dataplane(fields: Fields, file: Path) -> tuple[str, dict[str, Any]]:
             options[key] = _from_files(options[key], param.file, file)
         except ValueError as error:
             fields.note(key, str(error))
+            options[key] = None  # one word about it is enough
     _options(fields.having({key: options[key] for key in named}), "name", known, name)
     return name, options
 

@@ -167,6 +167,8 @@ def test_a_plugin_is_told_of_its_pod_as_by_a_container_runtime(cluster: Cluster)
     arguments = dict(pair.split("=") for pair in first["bridge"]["env"]["CNI_ARGS"].split(";"))
     assert (arguments["IgnoreUnknown"], arguments["K8S_POD_NAMESPACE"]) == ("1", "default")
     assert arguments["K8S_POD_INFRA_CONTAINER_ID"] == first["bridge"]["env"]["CNI_CONTAINERID"]
+    assert first["bridge"]["env"]["CNI_PATH"] == "/usr/lib/cni:/opt/cni/bin"
+    assert first["bridge"]["ended"] == "exit status 0"
     assert "prevResult" not in first["bridge"]["stdin"]
     assert "capabilities" not in first["bridge"]["stdin"]
     assert first["bridge"]["stdin"]["runtimeConfig"] == {"ipRanges": [[{"subnet": "10.244.1.0/24"}]]}
@@ -379,6 +381,32 @@ def test_a_sandbox_that_cannot_be_wired_leaves_nothing_and_one_that_goes_is_take
             if isinstance(answer, SandboxGone):
                 left.add(answer.uid)
         assert lab.a.json("ip", "-json", "link", "show", "master", "cni0") == []
+
+
+def test_a_plugin_that_is_not_there_is_told_until_it_is_and_what_was_wired_before_is_no_hindrance(
+    tmp_path: Path,
+) -> None:
+    full = listed(
+        {"type": "bridge", "bridge": "cni0", "ipam": {"type": "host-local", "subnet": "10.5.0.0/24"}},
+        {"type": "late"},
+    )
+    facts = replace(FACTS, dataplane_options={"conflist": full, "path": str(tmp_path)})
+    with running_lab() as lab:
+        unaddressed = {"a": (replace(TWO[0], ips=()),)}
+        taken = Snapshot(facts, NODES, (), unaddressed=unaddressed)
+        lab.a.become(compile_node(taken, NODES[0], dataplanes.get("cni"), proxiers.get("none")))
+        first, second = (lab.a.answer(0)[0] for _ in range(2))
+        assert isinstance(first, SandboxFailed)
+        assert isinstance(second, SandboxFailed)
+        why = 'plugin type="late" name="net" failed (add): failed to find plugin "late" in path'
+        assert why in first.message
+        assert why in second.message
+        assert "DEL of what is left fails" in second.message
+        (tmp_path / "late").symlink_to(PLUGINS / "complete")
+        while isinstance(answer := lab.a.answer(0)[0], SandboxFailed):
+            pass
+        assert isinstance(answer, SandboxReady)
+        assert len(lab.a.json("ip", "-json", "link", "show", "master", "cni0")) == 1
 
 
 def _is_of(named: dict[str, Any], uid: str) -> bool:

@@ -293,3 +293,30 @@ def test_open_vswitch_relays_with_the_vni_unchanged(tmp_path: Path) -> None:
             if outer.vni == wanted
         ]
         assert hops == [("192.168.100.11", "192.168.100.12"), ("192.168.100.12", "192.168.100.13")]
+
+
+@pytest.mark.needs("openvswitch-switch", "tun")
+def test_open_vswitch_is_run_again_where_it_was_killed_and_where_its_node_joins_again(tmp_path: Path) -> None:
+    with up(tmp_path, "weave-ovs-again", 2, datapath="ovs") as cluster:
+        p1, node, switch = cluster.pod("p1"), cluster.node("node-1"), "ovs-vswitchd .*node-1/"
+
+        def answers() -> bool:
+            return p1.run(["ping", "-n", "-c1", "-W1", ip(cluster, "p2")]).code == 0
+
+        wait_until(answers, 20, "p2 answers")
+        for killed in (switch, "testbed.relays.ovs .*node-1/"):
+            before = ok(node, "pgrep", "-f", switch)
+            ok(node, "pkill", "-KILL", "-f", killed)
+            wait_until(
+                lambda before=before: node.run(["pgrep", "-f", switch]).stdout not in ("", before),
+                20,
+                "the switch is run again",
+            )
+            wait_until(answers, 20, "p2 answers again")
+        cluster.client.delete("/api/v1/nodes/node-2")
+        (tmp_path / "again.yaml").write_text(
+            "apiVersion: v1\nkind: Node\nmetadata: {name: node-2}\n---\n" + POD.format(k=2)
+        )
+        cluster.apply(tmp_path / "again.yaml")
+        cluster.wait(ready="app=p")
+        wait_until(answers, 20, "a new p2 answers")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
@@ -54,7 +55,9 @@ LIST = {
         ({"name": "../etc"}, "name must begin with a letter"),
         ({"plugins": []}, "plugins must be a list"),
         ({"plugins": [{"type": "../../bin/sh"}]}, r"plugins\[0\].type must be the name"),
+        ({"plugins": [{"type": "a", "capabilities": ["mac"]}]}, r"capabilities must be a mapping"),
         ({"cniVersion": "9.9.9"}, "cniVersion 9.9.9: known are 0.1.0"),
+        ({"cniVersions": "1.0.0"}, "cniVersions must be a list"),
     ],
 )
 def test_a_list_that_is_none_is_refused(change: dict[str, Any], words: str) -> None:
@@ -96,7 +99,8 @@ def test_the_environment_of_an_operation() -> None:
         (b'{"code": 11, "msg": "busy", "details": "later"}', b"", (11, "busy; later")),
         (b'{"code": 999, "msg": "no"}', b"noise", (999, "no")),
         (b"", b"oh", (0, 'netplugin failed: "oh"')),
-        (b"", b"", (0, 'netplugin failed with no error message: "exit status 1"')),
+        (b"", b"", (0, "netplugin failed with no error message: exit status 1")),
+        (b'{"code": 7, "msg": "half \\ud800 a pair"}', b"", (7, "half ? a pair")),
     ],
 )
 def test_errors_are_read_as_libcni_reads_them(
@@ -128,7 +132,7 @@ def test_versions_of_another_form_are_none(said: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "how"), [(1, "exit status 1"), (137, "signal: SIGKILL"), (255, "exit status 255")]
+    ("code", "how"), [(1, "exit status 1"), (137, "signal: killed"), (255, "exit status 255")]
 )
 def test_a_plugin_that_ends_with_any_code_is_told(code: int, how: str) -> None:
     assert _ending(code) == how
@@ -137,6 +141,25 @@ def test_a_plugin_that_ends_with_any_code_is_told(code: int, how: str) -> None:
 def test_an_answer_that_is_no_json_is_told_with_what_it_says() -> None:
     said = protocol.failure(b"panic: x", b"", "exit status 2").text
     assert said.startswith('netplugin failed but error parsing its diagnostic message "panic: x"')
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (b"", "failed to unmarshal raw result: unexpected end of JSON input"),
+        (b"hello", 'failed to unmarshal raw result "hello": '),
+        (b"\xff\xfe\xfd", 'failed to unmarshal raw result "\\ufffd'),
+        (b"[]", 'failed to unmarshal raw result "[]": not a JSON object'),
+        (b"[" * 100_000, 'failed to unmarshal raw result "[['),
+    ],
+)
+def test_a_result_that_is_none_is_told_with_what_it_says(said: bytes, words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        protocol.result(said, "1.0.0")
+
+
+def test_an_error_that_is_nested_too_deeply_is_told() -> None:
+    assert protocol.failure(b"[" * 100_000, b"", "exit status 1").text.endswith("exceeded max depth")
 
 
 @pytest.mark.parametrize(
@@ -212,6 +235,18 @@ def spec(directory: Path, dataplane: str) -> Any:
     head = "apiVersion: testbed/v1\nkind: Cluster\n"
     path.write_text(f"{head}spec: {{nodes: {{count: 1}}, network: {{dataplane: {dataplane}}}}}\n")
     return load_spec(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("", "cannot be read: No such file"), ("[" * 100_000, "max depth")]
+)
+def test_a_lists_file_that_cannot_be_read_is_told_once(text: str, words: str, tmp_path: Path) -> None:
+    if text:
+        (tmp_path / "10-net.conflist").write_text(text)
+    with pytest.raises(InputError) as refused:
+        spec(tmp_path, "{name: cni, conflist: 10-net.conflist}")
+    assert words in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
 
 
 def test_a_lists_file_and_directories_of_plugins_are_found_beside_the_spec(tmp_path: Path) -> None:
@@ -310,6 +345,21 @@ def test_a_pods_object_stays_until_plugins_took_its_sandbox_down() -> None:
     made.store.delete("Pod", "default", "web", grace=30)
     made.step()
     made.pods_removed("node-1", [uid])  # the pod is gone, its sandbox is not
+    made.step()
+    assert made.store.find("Pod", "default", "web") is not None
+    made.pods_removed("node-1", [])
+    made.step()
+    assert made.store.find("Pod", "default", "web") is None
+
+
+def test_a_pod_that_has_no_address_yet_stays_until_plugins_took_its_sandbox_down() -> None:
+    made = plane()
+    made.step()
+    (uid,) = made.desired("node-1").sandboxes
+    made.store.delete("Pod", "default", "web", grace=30)
+    made.step()
+    assert made.desired("node-1").sandboxes == {}
+    made.pods_removed("node-1", [uid])
     made.step()
     assert made.store.find("Pod", "default", "web") is not None
     made.pods_removed("node-1", [])

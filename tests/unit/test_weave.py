@@ -149,6 +149,31 @@ def test_removed_peers_range_is_anothers_and_its_pods_keep_their_addresses() -> 
     assert made.allocate("a", "q", taken) == (taken,)
 
 
+def test_peer_that_comes_when_all_have_left_owns_the_whole_range() -> None:
+    made = ring("a", "b")
+    made.remove_node("a")
+    made.remove_node("b")
+    made.add_node("c")
+    assert made.held("c").ranges == ("10.32.0.0/12",)
+    assert made.allocate("c", "pod") == ("10.32.0.2",)
+
+
+def test_peer_that_finds_the_range_full_has_nothing_and_its_bridge_what_is_free_first() -> None:
+    made = ring("a", "b", cidr="10.32.0.0/29")
+    assert made.held("b").own == {EXPOSED: "10.32.0.4"}
+    made.remove_node("b")
+    for k in range(5):
+        made.allocate("a", f"p{k}")
+    made.add_node("b")
+    assert made.held("b") == Held()
+    made.release("a", "p0")
+    with pytest.raises(AllocationError, match="is full"):  # the bridge has the only one
+        made.allocate("b", "q")
+    made.release("a", "p1")
+    assert made.allocate("b", "q") == ("10.32.0.3",)
+    assert made.held("b").own == {EXPOSED: "10.32.0.2"}
+
+
 def test_asked_address_has_to_be_the_peers_own() -> None:
     made = ring("a", "b")
     assert made.allocate("a", "p", "10.33.0.7") == ("10.33.0.7",)

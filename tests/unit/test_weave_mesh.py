@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from testbed.control.snapshot import ClusterFacts
 from testbed.dataplane import dataplanes
 from testbed.dataplane.weave import odp
 from testbed.dataplane.weave.mesh import broadcast, connections, tree, unicast
+from testbed.errors import InputError
 from testbed.relays import weave as relay
 
 PEERS = tuple("abcdefg")
@@ -124,6 +126,16 @@ def test_frames_of_one_packet_are_told_apart_and_a_cut_one_is_left_out() -> None
 def test_connections_are_pairs_of_names(wrong: object) -> None:
     with pytest.raises(ValueError, match="pairs of nodes"):
         dataplanes.get("weave").parameters["connections"].parse(wrong)
+
+
+def test_connection_of_a_node_that_there_is_not_is_refused() -> None:
+    facts = ClusterFacts(
+        *("cluster.local", ("10.32.0.0/12",), (), (), ()),
+        dataplane_options={"mode": "sleeve", "connections": [["node-1", "node-9"]]},
+        node_names=("node-1", "node-2"),
+    )
+    with pytest.raises(InputError, match="no node is called node-9; nodes are node-1, node-2"):
+        dataplanes.get("weave").ipam(facts)
 
 
 # --- flows of Open vSwitch --------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ def parse(given: Any) -> NetworkList:
     """A network configuration list, as JSON text or read already. Raises ValueError."""
     if isinstance(given, str):
         try:
-            given = json.loads(given)
+            given = _read(given)
         except ValueError as error:
             raise ValueError(f"must be a CNI network configuration list in JSON: {error}") from error
     if not isinstance(given, dict):
@@ -77,6 +77,8 @@ def parse(given: Any) -> NetworkList:
         kind = plugin.get("type") if isinstance(plugin, dict) else None
         if not isinstance(kind, str) or not kind or "/" in kind:
             raise ValueError(f"plugins[{number}].type must be the name of a plugin's program")
+        if not isinstance(plugin.get("capabilities") or {}, dict):
+            raise ValueError(f'plugins[{number}].capabilities must be a mapping such as {{"mac": true}}')
     return NetworkList(
         name,
         _versions(given),
@@ -89,6 +91,8 @@ def parse(given: Any) -> NetworkList:
 
 def _versions(given: Mapping[str, Any]) -> tuple[str, ...]:
     listed = given.get("cniVersions") or []
+    if not isinstance(listed, list):
+        raise ValueError("cniVersions must be a list of versions")
     asked = [*listed, given["cniVersion"]] if "cniVersion" in given else list(listed)
     if not asked:
         asked = ["0.1.0"]  # the specification: an absent version is 0.1.0
@@ -178,10 +182,10 @@ def failure(stdout: bytes, stderr: bytes, how: str) -> Failure:
     """
     if not stdout:
         if not stderr:
-            return Failure(0, f'netplugin failed with no error message: "{how}"')
+            return Failure(0, f"netplugin failed with no error message: {how}")
         return Failure(0, f'netplugin failed: "{_go_quoted(stderr)}"')
     try:
-        error = json.loads(stdout)
+        error = _read(stdout)
         if not isinstance(error, dict):
             raise ValueError("not an error object")
     except ValueError as problem:
@@ -189,7 +193,19 @@ def failure(stdout: bytes, stderr: bytes, how: str) -> Failure:
         return Failure(0, f'netplugin failed but error parsing its diagnostic message "{said}": {problem}')
     code, details = error.get("code", 0), error.get("details", "")
     text = str(error.get("msg", ""))
-    return Failure(code if isinstance(code, int) else 0, f"{text}; {details}" if details else text)
+    text = f"{text}; {details}" if details else text
+    # Half a surrogate pair is JSON, but nothing that can be told.
+    return Failure(code if isinstance(code, int) else 0, text.encode(errors="replace").decode())
+
+
+def _read(said: bytes | str) -> Any:
+    """JSON that somebody wrote. Raises ValueError."""
+    if not said.strip():
+        raise ValueError("unexpected end of JSON input")
+    try:
+        return json.loads(said)
+    except RecursionError:
+        raise ValueError("exceeded max depth") from None
 
 
 def _go_quoted(said: bytes) -> str:
@@ -202,15 +218,19 @@ def result(stdout: bytes, version: str) -> dict[str, Any]:
     """A result as a plugin printed it; one without a version has the configuration's. Raises ValueError."""
     if len(stdout) > MAX_BYTES:
         raise ValueError(f"the result has more than {MAX_BYTES} bytes")
-    found = json.loads(stdout)
-    if not isinstance(found, dict):
-        raise ValueError("the result is not a JSON object")
+    try:
+        found = _read(stdout)
+        if not isinstance(found, dict):
+            raise ValueError("not a JSON object")
+    except ValueError as problem:
+        said = f' "{_go_quoted(stdout)}"' if stdout else ""
+        raise ValueError(f"failed to unmarshal raw result{said}: {problem}") from problem
     return {"cniVersion": version} | found
 
 
 def supported(stdout: bytes) -> tuple[str, ...]:
     """The versions that a plugin supports, as it printed them for VERSION. Raises ValueError."""
-    said = json.loads(stdout)
+    said = _read(stdout)
     versions = said.get("supportedVersions") if isinstance(said, dict) else None
     if not isinstance(versions, list):
         raise ValueError("no list of supportedVersions")

@@ -171,6 +171,12 @@ class Weave:
                 "spec.network.dataplane.connections: a Linux bridge as datapath relays nothing, so peers that"
                 " are not all connected need datapath: ovs or mode: sleeve"
             )
+        unknown = {name for pair in options["connections"] for name in pair} - set(facts.node_names)
+        if unknown:
+            raise InputError(
+                f"spec.network.dataplane.connections: no node is called {', '.join(sorted(unknown))};"
+                f" nodes are {', '.join(facts.node_names)}"
+            )
         return Ring(str(pod_range(facts)), facts.node_names, int(options["consensus"]))
 
     def more_needs(self, options: Mapping[str, Any]) -> frozenset[str]:

@@ -12,6 +12,7 @@ Sources: weave ``docs/ipam.md``, ``ipam/{allocator.go,ring/ring.go,space/space.g
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, ip_address, summarize_address_range
 
@@ -69,21 +70,25 @@ class Ring:
             initial = self._expected or tuple(self._peers)
             self._parts = tuple(split(self.network, initial))
             for peer in self._peers:
-                self._expose(peer)
+                self._come(peer)
         elif self._parts:
-            self._expose(node)
+            if len(self._peers) == 1:  # what the last one owned that left is nobody else's
+                self._set_parts(Part(part.start, part.end, node) for part in self._parts)
+            self._come(node)
 
     def _agree(self) -> bool:
         return len(self._peers) >= self._quorum
 
-    def _expose(self, peer: str) -> None:
-        """Give a peer's bridge its address."""
-        if (peer, EXPOSED) not in self._numbers:
-            try:
-                self._take(peer, EXPOSED, self._lowest(peer))
-            except AllocationError:
-                return  # until somebody has one to give
+    def _come(self, peer: str) -> None:
         self._touch(peer)
+        with suppress(AllocationError):  # else its first pod has somebody give one
+            self._expose(peer)
+
+    def _expose(self, peer: str) -> None:
+        """Give a peer's bridge its address. Raises AllocationError."""
+        if (peer, EXPOSED) not in self._numbers:
+            self._take(peer, EXPOSED, self._lowest(peer))
+            self._touch(peer)
 
     def remove_node(self, node: str) -> None:
         """The peer is removed, and what it owned is another's; addresses of its pods stay taken."""
@@ -111,6 +116,7 @@ class Ring:
             )
         if (node, owner) in self._numbers:
             raise AllocationError(f"{owner} has an address already")
+        self._expose(node)  # a pod is of no use without its gateway
         number = self._asked(node, asked) if asked else self._lowest(node)
         return (self._take(node, owner, number),)
 
