@@ -482,6 +482,14 @@ def test_chains_of_one_name_that_differ_are_refused() -> None:
         felix.merged([one, Chain("ipv4", "filter", "cali-gi-x", ("-j ACCEPT",))])
 
 
+def test_vxlan_is_taken_from_the_other_nodes_and_ipip_from_all() -> None:
+    by_vxlan = Felix().compile(snapshot(vxlanMode="Always"), A).ipsets
+    assert by_vxlan["cali40all-vxlan-net"].entries == {"172.18.0.3", "172.19.0.4"}
+    assert by_vxlan["cali60all-vxlan-net"].entries == {"fd18::3", "fd19::4"}
+    by_ipip = Felix().compile(snapshot(ipipMode="Always"), A).ipsets
+    assert by_ipip["cali40all-hosts-net"].entries == {"172.18.0.2", "172.18.0.3", "172.19.0.4"}
+
+
 def test_pods_are_dispatched_by_a_tree_of_prefixes() -> None:
     pods = [replace(POD, uid=f"u{number}", name=f"p{number}") for number in range(40)]
     chains = Felix().compile(snapshot(*pods), A).chains

@@ -162,9 +162,10 @@ class Felix:
         yield self._set(node, set_name(family, MASQ_POOLS), "hash:net", family, masqueraded)
         how = options.encapsulation(version)
         if how:
-            hosts = (address(each, version) for each in snapshot.nodes)
-            entries = frozenset(each for each in hosts if each is not None)
             name = ALL_HOSTS if how == "ipip" else VXLAN_HOSTS
+            nodes = [each for each in snapshot.nodes if name == ALL_HOSTS or each.name != node.name]
+            hosts = (address(each, version) for each in nodes)
+            entries = frozenset(each for each in hosts if each is not None)
             yield self._set(node, set_name(family, name), "hash:net", family, entries)
 
     def _set(self, node: Node, name: str, kind: str, family: Family, entries: frozenset[str]) -> IpSet:
