@@ -13,7 +13,7 @@ from testbed.cluster.compile import Compiler
 from testbed.cluster.controlplane import ControlPlane
 from testbed.control import view
 from testbed.control.snapshot import EndpointSlice, Router, ServiceKey, Snapshot
-from testbed.dataplane import dataplanes
+from testbed.dataplane import dataplanes, fitting
 from testbed.dns import objects
 from testbed.dns.dnsmasq import name_files
 from testbed.dns.records import records
@@ -79,6 +79,7 @@ def _decided(
         if manifest.object["kind"] in _STORED:
             _store(store, manifest.object)
     dataplane = dataplanes.get(spec.network.dataplane)
+    fitting.check(dataplane, view.facts(spec))
     proxier = proxiers.get(spec.network.proxy_mode)
     fabric_plan = plan(spec, route_pods=dataplane.underlay_routes)
     wiring = networks(fabric_plan)

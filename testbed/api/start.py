@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from testbed.control import view
 from testbed.control.endpoints import apiserver
 from testbed.control.snapshot import Router
-from testbed.dataplane import Enforces, dataplanes, needs_of
+from testbed.dataplane import Enforces, dataplanes, fitting, needs_of
 from testbed.dns.objects import objects
 from testbed.dns.upstream import resolv_conf
 from testbed.errors import InputError
@@ -70,6 +70,7 @@ def start(
     read = load_manifests([*spec.manifests, *manifests])
     store = first_store(spec, read)
     dataplane = dataplanes.get(spec.network.dataplane)
+    fitting.check(dataplane, view.facts(spec))
     fabric_plan = plan(spec, route_pods=dataplane.underlay_routes)
     topo = build(spec, fabric_plan)
     pods = expected_pods(store, len(spec.nodes))

@@ -153,5 +153,5 @@ def node_sysctls(ranges: tuple[Network, ...], has_bridge: bool = False) -> dict[
     if 6 in versions:
         sysctls |= {"net/ipv6/conf/all/forwarding": "1", "net/bridge/bridge-nf-call-ip6tables": "1"}
         if has_bridge:
-            sysctls[f"net/ipv6/conf/{BRIDGE}/accept_dad"] = "0"
+            sysctls |= {f"net/ipv6/conf/{BRIDGE}/{name}": "0" for name in ("accept_dad", "accept_ra")}
     return sysctls

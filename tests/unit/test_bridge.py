@@ -196,6 +196,7 @@ def test_ipv6_only_node_has_nothing_of_ipv4():
 def test_ipv6_addresses_are_not_probed_for_duplicates_which_hairpin_would_echo():
     state = compiled(make_snapshot(make_pod("a1", 1, "10.244.1.2", "fd24:0:0:1::2"), **DUAL))
     assert state.netns.sysctls["net/ipv6/conf/cni0/accept_dad"] == "0"
+    assert state.netns.sysctls["net/ipv6/conf/cni0/accept_ra"] == "0"
     assert state.pods["uid-a1"].netns.sysctls["net/ipv6/conf/eth0/accept_dad"] == "0"
 
 

@@ -18,18 +18,19 @@ from testbed.conformance.network_policy.cases import complete
 from testbed.control.ipam import AllocationError, Held
 from testbed.control.snapshot import ClusterFacts, Node, Pod, Router, Snapshot
 from testbed.dataplane import dataplanes
-from testbed.dataplane.calico import Calico, bird
+from testbed.dataplane.calico import Calico, bird, felix
 from testbed.dataplane.calico.blocks import BlockIpam, Pool
 from testbed.dataplane.calico.felix import Felix
 from testbed.dataplane.calico.names import host_end, vtep_mac
 from testbed.dataplane.calico.options import Options
 from testbed.dataplane.calico.rules import hashes, jump, limited, unique_id, when
+from testbed.errors import TestbedError
 from testbed.kernel.fake import FakeKernel
 from testbed.policy.meaning import Flow, Meaning
 from testbed.rules import walk
 from testbed.rules.flows import Flow as Packet
 from testbed.rules.flows import Host
-from testbed.state import NODE, NetnsState, NodeState
+from testbed.state import NODE, Chain, NetnsState, NodeState
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "calico"
 CALICO = dataplanes.get("calico")
@@ -374,8 +375,8 @@ def passes(state: NetnsState, taken: Snapshot, node: Node, flow: Flow) -> tuple[
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(world=generated())
 def test_rules_do_what_policies_mean(world: Generated) -> None:
-    taken, felix, meaning = world.snapshot, Felix(), Meaning(world.snapshot)
-    states = {node.name: felix.compile(taken, node) for node in taken.nodes}
+    taken, compiler, meaning = world.snapshot, Felix(), Meaning(world.snapshot)
+    states = {node.name: compiler.compile(taken, node) for node in taken.nodes}
     homes = {ip: pod.node for pod in taken.pods for ip in pod.ips}
     for flow in world.flows:
         if flow.source == flow.destination:
@@ -428,6 +429,65 @@ def test_policies_that_come_to_select_otherwise_are_another_group() -> None:
             made = old.compile(taken, node)
             assert made == Felix().compile(taken, node)
             assert "cali-gi-" in str(made.chains) or not taken.pods_by_node.get(node.name)
+
+
+def cluster_wide(kind: str, name: str, priority: int, action: str, subject: dict[str, object]) -> object:
+    version, tier = ("v1alpha2", {"tier": "Admin"}) if kind == "ClusterNetworkPolicy" else ("v1alpha1", {})
+    whose = {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": "nobody"}}}
+    peer = {"namespaces": {}} if action == "Deny" else {"pods": whose}
+    return complete(
+        {
+            "apiVersion": f"policy.networking.k8s.io/{version}",
+            "kind": kind,
+            "metadata": {"name": name},
+            "spec": {
+                **tier,
+                "priority": priority,
+                "subject": subject,
+                "ingress": [{"action": action, "from": [peer]}],
+            },
+        }
+    )
+
+
+def test_policies_of_two_kinds_that_share_their_names_are_two_groups() -> None:
+    """Both are of tier kube-admin, and what the second group denies is denied."""
+    web: dict[str, object] = {
+        "pods": {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": "web"}}}
+    }
+    policies = (
+        cluster_wide("AdminNetworkPolicy", "one", 1, "Allow", web),
+        cluster_wide("AdminNetworkPolicy", "two", 2, "Allow", web),
+        cluster_wide("AdminNetworkPolicy", "between", 3, "Allow", {"namespaces": {}}),
+        cluster_wide("ClusterNetworkPolicy", "one", 4, "Deny", web),
+        cluster_wide("ClusterNetworkPolicy", "two", 5, "Deny", web),
+    )
+    pods = pod("x", 0, {"app": "web"}, []), pod("x", 1, {"app": "client"}, [])
+    taken = Generated((namespace("x", {}),), pods, policies).snapshot
+    web_pod, client = sorted(taken.pods, key=lambda each: each.labels["app"], reverse=True)
+    node = taken.node[web_pod.node]
+    made = Felix().compile(taken, node)
+    groups = {name for family, _, name in made.chains if family == "ipv4" and name.startswith("cali-gi-")}
+    assert len(groups) == 2
+    flow = Flow(client.ips[0], web_pod.ips[0], "TCP", 80)
+    passed, rule = passes(made, taken, node, flow)
+    assert not passed, rule
+
+
+def test_chains_of_one_name_that_differ_are_refused() -> None:
+    one = Chain("ipv4", "filter", "cali-gi-x", ("-j DROP",))
+    same = Chain("ipv4", "filter", "cali-gi-x", ("-j DROP",))
+    assert felix.merged([one, same]) == {("ipv4", "filter", "cali-gi-x"): one}
+    with pytest.raises(TestbedError, match="two chains of ipv4 table filter are called cali-gi-x"):
+        felix.merged([one, Chain("ipv4", "filter", "cali-gi-x", ("-j ACCEPT",))])
+
+
+def test_vxlan_is_taken_from_the_other_nodes_and_ipip_from_all() -> None:
+    by_vxlan = Felix().compile(snapshot(vxlanMode="Always"), A).ipsets
+    assert by_vxlan["cali40all-vxlan-net"].entries == {"172.18.0.3", "172.19.0.4"}
+    assert by_vxlan["cali60all-vxlan-net"].entries == {"fd18::3", "fd19::4"}
+    by_ipip = Felix().compile(snapshot(ipipMode="Always"), A).ipsets
+    assert by_ipip["cali40all-hosts-net"].entries == {"172.18.0.2", "172.18.0.3", "172.19.0.4"}
 
 
 def test_pods_are_dispatched_by_a_tree_of_prefixes() -> None:

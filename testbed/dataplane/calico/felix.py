@@ -20,7 +20,7 @@ from hashlib import sha3_224
 from ipaddress import ip_network
 from itertools import groupby
 
-from testbed.control.policies import ANY_PORT, Block, Direction, Port, Selection, Selector
+from testbed.control.policies import ANY_PORT, Block, Direction, Policy, Port, Selection, Selector
 from testbed.control.snapshot import ClusterFacts, Node, Pod, Snapshot
 from testbed.dataplane.calico.names import PREFIX, TUNNEL, VXLAN, VXLAN_PORT, address, host_end, version_of
 from testbed.dataplane.calico.options import Options
@@ -70,6 +70,7 @@ from testbed.dataplane.calico.rules import (
     unmarked,
     when,
 )
+from testbed.errors import TestbedError
 from testbed.policy.meaning import network
 from testbed.policy.members import of_family
 from testbed.policy.plan import (
@@ -139,11 +140,7 @@ class Felix:
             sets += self._static_sets(snapshot, node, options, family)
             if snapshot.policies and snapshot.facts.policy_on_change == "cut":
                 chains += _cut_chains(family)
-        merged: dict[tuple[str, str, str], Chain] = {}
-        for each in chains:
-            key = each.family, each.table, each.name
-            merged[key] = _in_front(each, merged[key]) if key in merged else each
-        return NetnsState(chains=merged, ipsets={each.name: each for each in sets})
+        return NetnsState(chains=merged(chains), ipsets={each.name: each for each in sets})
 
     def _static_chains(self, facts: ClusterFacts, options: Options, family: Family) -> tuple[Chain, ...]:
         if self._static[0] is not facts:
@@ -165,9 +162,10 @@ class Felix:
         yield self._set(node, set_name(family, MASQ_POOLS), "hash:net", family, masqueraded)
         how = options.encapsulation(version)
         if how:
-            hosts = (address(each, version) for each in snapshot.nodes)
-            entries = frozenset(each for each in hosts if each is not None)
             name = ALL_HOSTS if how == "ipip" else VXLAN_HOSTS
+            nodes = [each for each in snapshot.nodes if name == ALL_HOSTS or each.name != node.name]
+            hosts = (address(each, version) for each in nodes)
+            entries = frozenset(each for each in hosts if each is not None)
             yield self._set(node, set_name(family, name), "hash:net", family, entries)
 
     def _set(self, node: Node, name: str, kind: str, family: Family, entries: frozenset[str]) -> IpSet:
@@ -384,15 +382,19 @@ def _target_name(group: Sequence[PlannedPolicy]) -> str:
 def _group_name(group: Sequence[PlannedPolicy]) -> str:
     planned = group[0]
     words = [
-        TIERS[planned.policy.tier],
         selector_text(planned.policy.subject),
         "inbound" if planned.direction == "Ingress" else "outbound",
         str(len(group)),
-        *(each.policy.name for each in group),
+        *(_id_text(each.policy) for each in group),
     ]
     digest = encoded(sha3_224("".join(f"{word}\n" for word in words).encode()).digest())
     prefix = "cali-gi-" if planned.direction == "Ingress" else "cali-go-"
     return prefix + digest[: 28 - len(prefix)]
+
+
+def _id_text(policy: Policy) -> str:
+    """A policy's id as a group's hash has it: policies of two kinds may share tier and name."""
+    return f"{{Name: {policy.name}, Namespace: {policy.namespace}, Kind: Kubernetes{policy.kind}}}"
 
 
 def _group_chain(family: Family, group: Sequence[PlannedPolicy]) -> Chain:
@@ -418,7 +420,7 @@ def policy_chain(planned: PlannedPolicy, family: Family) -> Chain:
             rules += _rules(planned, rule, match, family)
     while rules and rules[-1].action.returns:
         rules.pop()
-    kind = "Kubernetes" + planned.policy.kind.removeprefix("Kubernetes")
+    kind = f"Kubernetes{planned.policy.kind}"
     where = f"{planned.policy.namespace}/" if planned.policy.namespace else ""
     words = f"{kind} {where}{planned.policy.name} {planned.direction.lower()}"
     first = rules[0] if rules else Rule()
@@ -646,9 +648,23 @@ def _cut_chains(family: Family) -> Iterator[Chain]:
         yield Chain(family, "filter", name, (f"{words} -j {CUT_CHAIN}",), inserted=1)
 
 
+def merged(chains: Iterable[Chain]) -> dict[tuple[str, str, str], Chain]:
+    """Chains by what they are called, those of one name put together. Raises TestbedError."""
+    found: dict[tuple[str, str, str], Chain] = {}
+    for each in chains:
+        key = each.family, each.table, each.name
+        found[key] = _in_front(each, found[key]) if key in found else each
+    return found
+
+
 def _in_front(more: Chain, there: Chain) -> Chain:
-    """A built-in chain with more rules in front; one of felix's own that came twice is the same."""
+    """A built-in chain with more rules in front; one of felix's own may come twice, but has to be the same.
+
+    Raises TestbedError: of two that differ one would be lost, and with it what its policies deny.
+    """
     if not more.inserted:
+        if more != there:
+            raise TestbedError(f"two chains of {more.family} table {more.table} are called {more.name}")
         return there
     return Chain(
         there.family, there.table, there.name, more.rules + there.rules, more.inserted + there.inserted

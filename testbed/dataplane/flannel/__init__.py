@@ -26,6 +26,7 @@ from testbed.dataplane.flannel.udp import ByProxy
 from testbed.dataplane.flannel.vxlan import ByVxlan
 from testbed.dataplane.flannel.wireguard import ByWireguard
 from testbed.dataplane.plugins import BRIDGE, wire
+from testbed.errors import InputError, Problem
 from testbed.spec import params
 from testbed.spec.fields import choice
 from testbed.spec.params import Param, integer
@@ -89,7 +90,12 @@ class Flannel:
         return NodeState(netns, wired.pods, daemons=dict(made.daemons), files=files)
 
     def ipam(self, facts: ClusterFacts) -> Ipam:
-        """Each node for itself."""
+        """Each node for itself. Raises InputError for pods that the backend cannot carry."""
+        name = params.read(self.parameters, facts.dataplane_options)["backend"]
+        ranges = [cidr for cidr in facts.pod_cidrs if ip_network(cidr).version == 6]
+        if ranges and not BACKENDS[name].carries_ipv6:
+            message = f"{name} carries IPv4 alone, and podCIDR has {ranges[0]}"
+            raise InputError([Problem(message, path="spec.network.dataplane.backend")])
         return HostLocal()
 
     def interface_names(self) -> tuple[str, ...]:

@@ -65,10 +65,11 @@ class Made:
 
 
 class Backend(Protocol):
-    """needs: capabilities beside those of all; parameters: its own options."""
+    """needs: capabilities beside those of all; parameters: its own options; carries_ipv6: or IPv4 alone."""
 
     needs: frozenset[str]
     parameters: Mapping[str, Param]
+    carries_ipv6: bool
 
     def overhead(self, site: Site) -> int:
         """Bytes by which pods' packets must be smaller than those of the underlay."""

@@ -25,6 +25,7 @@ class HostGateway:
 
     needs: frozenset[str] = frozenset()
     parameters: Mapping[str, Param] = {}
+    carries_ipv6 = True
 
     def overhead(self, site: Site) -> int:
         """Nothing is added."""
@@ -45,6 +46,7 @@ class IpInIp:
 
     needs = frozenset({"ipip-tunnel"})
     parameters: Mapping[str, Param] = {"directRouting": Param(flag, False)}
+    carries_ipv6 = False
 
     def overhead(self, site: Site) -> int:
         """The outer header's."""

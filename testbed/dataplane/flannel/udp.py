@@ -25,6 +25,7 @@ class ByProxy:
 
     needs = frozenset({"tun"})
     parameters: Mapping[str, Param] = {}
+    carries_ipv6 = False
 
     def overhead(self, site: Site) -> int:
         """The outer headers'."""

@@ -29,6 +29,7 @@ class ByVxlan:
         "port": Param(integer(1, 65535), PORT),
         "directRouting": Param(flag, False),
     }
+    carries_ipv6 = True
 
     def overhead(self, site: Site) -> int:
         """That of the larger family."""

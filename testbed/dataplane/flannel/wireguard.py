@@ -40,6 +40,7 @@ class ByWireguard:
         "psk": Param(keys.shared_key, ""),
         "persistentKeepaliveInterval": Param(integer(0, 65535), 0),
     }
+    carries_ipv6 = True
 
     def overhead(self, site: Site) -> int:
         """The same for both families."""
