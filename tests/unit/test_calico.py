@@ -300,6 +300,18 @@ def test_through_vxlan_each_block_borrowed_address_and_tunnel_has_its_route() ->
     assert state.links["vxlan-v6.calico"].mtu == state.links[host_end("default", "web")].mtu == 1430
 
 
+def test_a_block_of_one_address_has_the_route_to_its_pod() -> None:
+    one = replace(
+        A, held=Held(("192.168.1.0/32", "192.168.1.1/32", "fd24::1/128"), own={"vxlan": "192.168.1.0"})
+    )
+    state = CALICO.compile(snapshot(POD, nodes=(one, B), vxlanMode="Always"), one).netns
+    ends = {state.routes[dst].dev for dst in ("192.168.1.1/32", "fd24::1/128")}
+    assert ends == {host_end("default", "web")}
+    assert "blackhole" not in {route.kind for route in state.routes.values()}
+    beside = routes(CALICO.compile(snapshot(nodes=(one, B), vxlanMode="Always"), B).netns)
+    assert beside >= {"192.168.1.0/32 vxlan.calico 80", "192.168.1.1/32 192.168.1.0 vxlan.calico 80 onlink"}
+
+
 def test_across_subnets_only_others_are_tunnelled_to() -> None:
     state = CALICO.compile(snapshot(vxlanMode="CrossSubnet"), A).netns
     assert routes(state) == {

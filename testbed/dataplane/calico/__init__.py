@@ -241,10 +241,10 @@ def _tunnel(node: Node, options: Options, version: int) -> tuple[Link, str]:
 
 
 def _own_blocks(node: Node, version: int) -> Iterator[Route]:
-    """What nobody has of the node's own blocks is dropped silently."""
-    for block in node.held.ranges:
-        if ip_network(block).version == version:
-            yield Route(block, kind="blackhole", proto=PROTO)
+    """What nobody has of the node's own blocks is dropped silently; a block of one address is its pod's."""
+    for block in map(ip_network, node.held.ranges):
+        if block.version == version and block.num_addresses > 1:
+            yield Route(str(block), kind="blackhole", proto=PROTO)
 
 
 def _to_peer(snapshot: Snapshot, node: Node, peer: Node, options: Options, version: int) -> Iterator[Route]:
