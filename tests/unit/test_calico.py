@@ -156,6 +156,43 @@ def test_a_node_borrows_when_no_block_is_left() -> None:
         made.allocate("a", "a6")
 
 
+def test_a_tunnels_address_is_borrowed_as_a_pods() -> None:
+    """One block for both."""
+    made = ipam("192.168.0.0/29", 29, "ipip")
+    (block,) = made.held("a").ranges
+    own = made.held("b").own["ipip"]
+    assert made.held("b") == Held((), (own,), {"ipip": own})
+    one, other = (replace(node, held=made.held(node.name)) for node in (A, B))
+    state = CALICO.compile(snapshot(nodes=(one, other), ipipMode="Always"), one).netns
+    assert routes(state) == {f"{own}/32 172.18.0.3 tunl0 80 onlink"}
+    made.remove_node("b")
+    assert made.held("b") == Held()
+    made.remove_node("a")
+    made.add_node("b", ())
+    assert made.held("b").ranges == (block,), "nobody uses it any more"
+
+
+def test_a_node_that_comes_to_a_full_pool_gets_its_tunnels_address_when_one_is_free() -> None:
+    made = ipam("192.168.0.0/30", 31, "vxlan")
+    made.allocate("a", "1")
+    made.allocate("a", "2")
+    made.add_node("c", ())
+    assert made.held("c") == Held()
+    list(made.changed())
+    made.release("a", "2")
+    assert made.held("c").own.keys() == {"vxlan"}
+    assert "c" in made.changed()
+    made.add_node("d", ())
+    made.remove_node("d")
+    made.release("a", "1")
+    assert made.held("d") == Held(), "it has left meanwhile"
+    made.add_node("d", ())
+    assert made.held("d").own.keys() == {"vxlan"}
+    made.add_node("e", ())
+    made.remove_node("d")
+    assert made.held("e").own.keys() == {"vxlan"}
+
+
 def test_a_node_that_left_gives_its_blocks_back_with_its_last_pod() -> None:
     made = ipam()
     made.allocate("a", "1")

@@ -260,7 +260,7 @@ def _to_peer(snapshot: Snapshot, node: Node, peer: Node, options: Options, versi
             yield Route(dst, via=there, dev=UPLINK, proto=PROTO)
         elif how == "ipip":
             yield Route(dst, via=there, dev=TUNNEL, proto=PROTO, onlink=True)
-        elif own is not None:
+        elif own is not None and dst != str(ip_network(own)):
             yield Route(dst, via=own, dev=VXLAN[version], proto=PROTO, onlink=True)
     if how == "vxlan" and tunnelled and own is not None:
         scope = "link" if version == 4 else "global"
