@@ -279,8 +279,20 @@ ROUTERS = (
             ("leaf2", "100.64.0.5", "100.64.0.4"),
         ),
     ),
-    Router("leaf1", False, ("172.18.0.1/24", "100.64.0.2/31"), (("spine", "100.64.0.2", "100.64.0.3"),)),
-    Router("leaf2", False, ("172.19.0.1/24", "100.64.0.4/31"), (("spine", "100.64.0.4", "100.64.0.5"),)),
+    Router(
+        "leaf1",
+        False,
+        ("172.18.0.1/24", "100.64.0.2/31"),
+        (("spine", "100.64.0.2", "100.64.0.3"),),
+        (("a", "172.18.0.1", "172.18.0.2"), ("b", "172.18.0.1", "172.18.0.3")),
+    ),
+    Router(
+        "leaf2",
+        False,
+        ("172.19.0.1/24", "100.64.0.4/31"),
+        (("spine", "100.64.0.4", "100.64.0.5"),),
+        (("c", "172.19.0.1", "172.19.0.4"), ("c", "fd19::1", "fd19::4")),
+    ),
 )
 
 
@@ -298,9 +310,24 @@ def test_on_racks_nodes_speak_with_their_leaf_and_leaves_with_spines() -> None:
         ("172.18.0.1", "65001", "172.18.0.2", "65001"),
         ("172.18.0.1", "65001", "172.18.0.3", "65001"),
     ]
-    assert Calico().routers(Snapshot(facts, (A, B))) == {}, "one subnet: a mesh will do"
+    assert Calico().routers(Snapshot(facts, (C,))) == daemons, "also without nodes that left"
+    assert bird.config(Snapshot(facts, (C,)), C, Options.of(facts)) == bird.config(
+        taken, C, Options.of(facts)
+    )
+    one = replace(facts, routers=(*ROUTERS[:3], replace(ROUTERS[3], nodes=())))
+    assert Calico().routers(Snapshot(one, (A, B))) == {}, "one subnet: a mesh will do"
     tunnelled = replace(facts, dataplane_options={"vxlanMode": "CrossSubnet"})
     assert Calico().routers(Snapshot(tunnelled, (A, B, C))) == {}
+
+
+def test_on_racks_a_family_in_a_tunnel_has_its_mesh_and_the_other_its_leaf() -> None:
+    facts = replace(FACTS, routers=ROUTERS, dataplane_options={"ipipMode": "Always"})
+    taken = Snapshot(facts, (A, B, C))
+    made = bird.config(taken, C, Options.of(facts))
+    assert re.findall(r"protocol bgp (\w+) ", made) == ["Mesh_172_18_0_2", "Mesh_172_18_0_3", "Leaf6"]
+    fabric = Calico().routers(taken)["leaf2"]["bird"].files[bird.CONFIG]
+    assert re.findall(r"neighbor (\S+) as", fabric) == ["fd19::4"], "it has no link of IPv6 here"
+    assert "ipv4" not in fabric
 
 
 def test_vxlan_runs_no_bird() -> None:

@@ -100,10 +100,10 @@ class Calico:
     def routers(self, snapshot: Snapshot) -> Mapping[str, Mapping[str, Daemon]]:
         """Where nodes stand in racks and BGP routes their pods, the fabric's routers run BIRD, too."""
         options = Options.of(snapshot.facts)
-        if not options.bgp or options.encapsulation(4) or not fabric.speaks(snapshot):
+        if not options.plain or not fabric.speaks(snapshot.facts):
             return {}
         return {
-            router.name: {bird.NAME: bird.router_daemon(snapshot, router, options)}
+            router.name: {bird.NAME: bird.router_daemon(snapshot.facts, router, options)}
             for router in snapshot.facts.routers
         }
 
