@@ -140,7 +140,7 @@ class ControlPlane:
     def _observe_node(self, event: Event) -> None:
         name = event.object["metadata"]["name"]
         if event.type == "DELETED":
-            del self._nodes[name]
+            self._nodes.pop(name, None)  # one that could not be taken in is not there
             self._ipam.remove_node(name)
             self._compiler.forget(name)
             self._judged.pop(name, None)
@@ -149,6 +149,7 @@ class ControlPlane:
             self.held.pop(name, None)
             self._snapshot = None
             self._touch(*self.workers)
+            self._look_at_held()
             return
         if event.old and nodelifecycle.ready(event.old) != "True" == nodelifecycle.ready(event.object):
             self._stale |= dict.fromkeys(self._on_node[name])

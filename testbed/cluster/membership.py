@@ -55,21 +55,30 @@ class Membership:
         async with self._changing:
             if name in self._runtime.crashed:
                 raise ApiError.conflict(KIND, name, "its machine has no power: heal its fault first")
+            if self._plane.store.find("Node", "", name) is not None:
+                raise ApiError.already_exists(KIND, name)
             written = self._plane.clock.now()
-            created = self._plane.store.create(node)
-            change = self._change(name, "added", written)
-            others = self._following(change, self._plane.workers)
+            others: asyncio.Future[list[str]] | None = None
             try:
+                created = self._plane.store.create(node)
+                change = self._change(name, "added", written)
+                others = self._following(change, self._plane.workers)
                 await self._runtime.begin(name)
             except BaseException:
-                others.cancel()
-                self._plane.store.delete("Node", "", name)
-                self._plane.collect(name)
-                await self._runtime.end(name)
+                if others is not None:
+                    others.cancel()
+                await self._take_back(name)
                 raise
             itself = self._following(change, [name])
             self._refuse_late(change, [*await others, *await itself])
         return created
+
+    async def _take_back(self, name: str) -> None:
+        """A machine is no node after all, however far it came."""
+        if self._plane.store.find("Node", "", name) is not None:
+            self._plane.store.delete("Node", "", name)
+            self._plane.collect(name)
+        await self._runtime.end(name)
 
     def _registered(self, obj: Object) -> Object:
         """The Node that a machine's agent registers where it is asked for so. Raises ApiError."""

@@ -181,12 +181,14 @@ ServiceKey = tuple[str, str]
 @dataclass(frozen=True)
 class Router:
     """A router of the fabric. addresses: its own, with prefix length; neighbours: other routers on its links,
-    as (name, own address, the other's), without length."""
+    as (name, own address, the other's), without length; nodes: the machines on its subnets, likewise, be they
+    nodes now or not."""
 
     name: str
     gateway: bool
     addresses: tuple[str, ...]
     neighbours: tuple[tuple[str, str, str], ...] = ()
+    nodes: tuple[tuple[str, str, str], ...] = ()
 
 
 @dataclass(frozen=True)

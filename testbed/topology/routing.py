@@ -133,9 +133,12 @@ def routes(topo: Topo, pod_cidrs: Mapping[str, Iterable[str]] | None = None) -> 
     }
 
 
-def routers(topo: Topo) -> tuple[tuple[str, bool, tuple[str, ...], tuple[tuple[str, str, str], ...]], ...]:
-    """Of each router its name, whether it is the gateway, its addresses, and (name, own address, the other's)
-    for each router that it shares a subnet with."""
+Beside = tuple[tuple[str, str, str], ...]
+"""Who shares a subnet with a router: name, the router's address there, the other's."""
+
+
+def routers(topo: Topo) -> tuple[tuple[str, bool, tuple[str, ...], Beside, Beside], ...]:
+    """Of each router its name, whether it is the gateway, its addresses, the routers and nodes beside it."""
     graph = Graph(topo)
     found = []
     for name in graph.routers:
@@ -145,7 +148,16 @@ def routers(topo: Topo) -> tuple[tuple[str, bool, tuple[str, ...], tuple[tuple[s
             for version in (4, 6)
             for other, via in graph.neighbours(name, version)
         )
-        found.append((name, graph.roles[name] == "gateway", tuple(map(str, own)), neighbours))
+        nodes = tuple(
+            (other, str(mine.ip), str(theirs.ip))
+            for segment in graph.segments_of(name)
+            for other, interfaces in segment.members.items()
+            if graph.roles[other] == "node"
+            for theirs in interfaces
+            for mine in segment.members[name]
+            if theirs.network == mine.network
+        )
+        found.append((name, graph.roles[name] == "gateway", tuple(map(str, own)), neighbours, nodes))
     return tuple(found)
 
 

@@ -646,6 +646,102 @@ def test_on_racks_the_fabrics_routers_know_pods_by_bgp(tmp_path: Path) -> None:
         wait_until(lambda: answers(places["p1"], ips["p4"]), 30, "and they carry packets")
 
 
+SCARCE = {
+    "vxlanMode: Always, blockSize: 32": (),
+    "vxlanMode: Always, blockSize: 28": (),
+    "ipipMode: Always, timers: fast, blockSize: 28": (pytest.mark.needs("ipip-tunnel"),),
+}
+
+
+@pytest.mark.parametrize("options", [pytest.param(each, marks=marks) for each, marks in SCARCE.items()])
+def test_everybody_reaches_everybody_where_blocks_are_small_or_few(options: str, tmp_path: Path) -> None:
+    """Blocks of one address; and one block for all, of which two nodes borrow, for their tunnels, too."""
+    (tmp_path / "scarce.yaml").write_text(
+        "apiVersion: testbed/v1\nkind: Cluster\nspec: {nodes: {count: 3}, dns: {enabled: false}, network: "
+        f"{{podCIDR: 10.244.0.0/28, nodeMask: 30, dataplane: {{name: calico, {options}}}}}}}\n"
+    )
+    pods = written(tmp_path, *(on_node(f"p{k}", f"node-{k % 3 + 1}") for k in range(4)))
+    with Cluster.up(tmp_path / "scarce.yaml", manifests=[pods]) as cluster:
+        ips = {pod["metadata"]["name"]: pod["status"]["podIP"] for pod in cluster.pods()}
+        nodes = [cluster.node(f"node-{k}") for k in (1, 2, 3)]
+        wait_until(
+            lambda: all(
+                answers(place, ip) for place in (*nodes, *map(cluster.pod, ips)) for ip in ips.values()
+            ),
+            30,
+            "everybody reaches everybody",
+        )
+
+
+RACKS = """\
+apiVersion: testbed/v1
+kind: Cluster
+spec:
+  nodes: {{count: {racks}}}
+  dns: {{enabled: false}}
+  topology: {{builder: racks, params: {{racks: {racks}, spines: 1, mask: 24}}}}
+  network:
+    nodeCIDR: [192.168.0.0/20, "fd00:192::/48"]
+    podCIDR: [10.244.0.0/16, "fd00:10:244::/56"]
+    dataplane: {{name: calico, timers: fast{options}}}
+"""
+"""A node in each rack."""
+
+
+@contextmanager
+def racks(tmp: Path, count: int, options: str = "") -> Iterator[Cluster]:
+    """Nodes node-1 … in racks of their own, with pods p1 … that reach each other."""
+    (tmp / "racks.yaml").write_text(RACKS.format(racks=count, options=options))
+    pods = written(tmp, *(on_node(f"p{k}", f"node-{k}") for k in range(1, count + 1)))
+    with Cluster.up(tmp / "racks.yaml", manifests=[pods]) as cluster:
+        reached_by_all(cluster)
+        yield cluster
+
+
+def reached_by_all(cluster: Cluster) -> None:
+    """All pods reach all pods, in each family."""
+    ips = {
+        pod["metadata"]["name"]: [each["ip"] for each in pod["status"]["podIPs"]] for pod in cluster.pods()
+    }
+    wait_until(
+        lambda: all(answers(cluster.pod(name), ip) for name in ips for each in ips.values() for ip in each),
+        30,
+        "everybody reaches everybody",
+    )
+
+
+def test_racks_go_on_speaking_when_one_has_no_node_and_it_is_spoken_to_when_it_has(tmp_path: Path) -> None:
+    """Also with a router that was started again meanwhile."""
+    with racks(tmp_path, 3) as cluster:
+        leaf = cluster.host("leaf2")
+        sessions = birds(leaf, "leaf2", "show", "protocols")
+        cluster.client.delete("/api/v1/nodes/node-1")
+        reached_by_all(cluster)
+        assert birds(leaf, "leaf2", "show", "protocols") == sessions, "since then nothing began anew"
+        emptied = cluster.host("leaf1")
+        before = running_birds(emptied)
+        (agent,) = processes(
+            "testbed-router leaf1", emptied.run(["readlink", "/proc/self/ns/net"]).stdout.strip()
+        )
+        os.kill(agent, signal.SIGKILL)
+        wait_until(lambda: running_birds(emptied) - before, 30, "BIRD runs again")
+        node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-1"}}
+        cluster.apply(written(tmp_path, node, on_node("p1", "node-1")))
+        cluster.wait(ready="app=p1")
+        reached_by_all(cluster)
+
+
+@pytest.mark.needs("ipip-tunnel")
+def test_on_racks_ipv6_goes_by_bgp_where_ipv4_goes_through_ipip(tmp_path: Path) -> None:
+    with racks(tmp_path, 2, ", ipipMode: CrossSubnet") as cluster:
+        pools = {
+            version: birds(cluster.host("leaf1"), "leaf1", "show", "route", "table", f"master{version}")
+            for version in (4, 6)
+        }
+        assert "10.244." not in pools[4], "what is carried between nodes is nothing to the fabric"
+        assert "fd00:10:244:" in pools[6]
+
+
 def running_birds(leaf: Place) -> frozenset[str]:
     return frozenset(leaf.run(["pgrep", "-x", "bird"]).stdout.split())
 

@@ -157,6 +157,43 @@ def test_a_node_borrows_when_no_block_is_left() -> None:
         made.allocate("a", "a6")
 
 
+def test_a_tunnels_address_is_borrowed_as_a_pods() -> None:
+    """One block for both."""
+    made = ipam("192.168.0.0/29", 29, "ipip")
+    (block,) = made.held("a").ranges
+    own = made.held("b").own["ipip"]
+    assert made.held("b") == Held((), (own,), {"ipip": own})
+    one, other = (replace(node, held=made.held(node.name)) for node in (A, B))
+    state = CALICO.compile(snapshot(nodes=(one, other), ipipMode="Always"), one).netns
+    assert routes(state) == {f"{own}/32 172.18.0.3 tunl0 80 onlink"}
+    made.remove_node("b")
+    assert made.held("b") == Held()
+    made.remove_node("a")
+    made.add_node("b", ())
+    assert made.held("b").ranges == (block,), "nobody uses it any more"
+
+
+def test_a_node_that_comes_to_a_full_pool_gets_its_tunnels_address_when_one_is_free() -> None:
+    made = ipam("192.168.0.0/30", 31, "vxlan")
+    made.allocate("a", "1")
+    made.allocate("a", "2")
+    made.add_node("c", ())
+    assert made.held("c") == Held()
+    list(made.changed())
+    made.release("a", "2")
+    assert made.held("c").own.keys() == {"vxlan"}
+    assert "c" in made.changed()
+    made.add_node("d", ())
+    made.remove_node("d")
+    made.release("a", "1")
+    assert made.held("d") == Held(), "it has left meanwhile"
+    made.add_node("d", ())
+    assert made.held("d").own.keys() == {"vxlan"}
+    made.add_node("e", ())
+    made.remove_node("d")
+    assert made.held("e").own.keys() == {"vxlan"}
+
+
 def test_a_node_that_left_gives_its_blocks_back_with_its_last_pod() -> None:
     made = ipam()
     made.allocate("a", "1")
@@ -243,8 +280,20 @@ ROUTERS = (
             ("leaf2", "100.64.0.5", "100.64.0.4"),
         ),
     ),
-    Router("leaf1", False, ("172.18.0.1/24", "100.64.0.2/31"), (("spine", "100.64.0.2", "100.64.0.3"),)),
-    Router("leaf2", False, ("172.19.0.1/24", "100.64.0.4/31"), (("spine", "100.64.0.4", "100.64.0.5"),)),
+    Router(
+        "leaf1",
+        False,
+        ("172.18.0.1/24", "100.64.0.2/31"),
+        (("spine", "100.64.0.2", "100.64.0.3"),),
+        (("a", "172.18.0.1", "172.18.0.2"), ("b", "172.18.0.1", "172.18.0.3")),
+    ),
+    Router(
+        "leaf2",
+        False,
+        ("172.19.0.1/24", "100.64.0.4/31"),
+        (("spine", "100.64.0.4", "100.64.0.5"),),
+        (("c", "172.19.0.1", "172.19.0.4"), ("c", "fd19::1", "fd19::4")),
+    ),
 )
 
 
@@ -262,9 +311,24 @@ def test_on_racks_nodes_speak_with_their_leaf_and_leaves_with_spines() -> None:
         ("172.18.0.1", "65001", "172.18.0.2", "65001"),
         ("172.18.0.1", "65001", "172.18.0.3", "65001"),
     ]
-    assert Calico().routers(Snapshot(facts, (A, B))) == {}, "one subnet: a mesh will do"
+    assert Calico().routers(Snapshot(facts, (C,))) == daemons, "also without nodes that left"
+    assert bird.config(Snapshot(facts, (C,)), C, Options.of(facts)) == bird.config(
+        taken, C, Options.of(facts)
+    )
+    one = replace(facts, routers=(*ROUTERS[:3], replace(ROUTERS[3], nodes=())))
+    assert Calico().routers(Snapshot(one, (A, B))) == {}, "one subnet: a mesh will do"
     tunnelled = replace(facts, dataplane_options={"vxlanMode": "CrossSubnet"})
     assert Calico().routers(Snapshot(tunnelled, (A, B, C))) == {}
+
+
+def test_on_racks_a_family_in_a_tunnel_has_its_mesh_and_the_other_its_leaf() -> None:
+    facts = replace(FACTS, routers=ROUTERS, dataplane_options={"ipipMode": "Always"})
+    taken = Snapshot(facts, (A, B, C))
+    made = bird.config(taken, C, Options.of(facts))
+    assert re.findall(r"protocol bgp (\w+) ", made) == ["Mesh_172_18_0_2", "Mesh_172_18_0_3", "Leaf6"]
+    fabric = Calico().routers(taken)["leaf2"]["bird"].files[bird.CONFIG]
+    assert re.findall(r"neighbor (\S+) as", fabric) == ["fd19::4"], "it has no link of IPv6 here"
+    assert "ipv4" not in fabric
 
 
 def test_vxlan_runs_no_bird() -> None:
@@ -299,6 +363,18 @@ def test_through_vxlan_each_block_borrowed_address_and_tunnel_has_its_route() ->
     assert {entry.dst for entry in state.fdb.values()} >= {"172.18.0.3", "172.19.0.4"}
     assert state.links["vxlan.calico"].mtu == 1450
     assert state.links["vxlan-v6.calico"].mtu == state.links[host_end("default", "web")].mtu == 1430
+
+
+def test_a_block_of_one_address_has_the_route_to_its_pod() -> None:
+    one = replace(
+        A, held=Held(("192.168.1.0/32", "192.168.1.1/32", "fd24::1/128"), own={"vxlan": "192.168.1.0"})
+    )
+    state = CALICO.compile(snapshot(POD, nodes=(one, B), vxlanMode="Always"), one).netns
+    ends = {state.routes[dst].dev for dst in ("192.168.1.1/32", "fd24::1/128")}
+    assert ends == {host_end("default", "web")}
+    assert "blackhole" not in {route.kind for route in state.routes.values()}
+    beside = routes(CALICO.compile(snapshot(nodes=(one, B), vxlanMode="Always"), B).netns)
+    assert beside >= {"192.168.1.0/32 vxlan.calico 80", "192.168.1.1/32 192.168.1.0 vxlan.calico 80 onlink"}
 
 
 def test_across_subnets_only_others_are_tunnelled_to() -> None:

@@ -251,6 +251,27 @@ def test_a_machine_whose_agent_cannot_begin_is_no_node_and_can_join_later() -> N
     story(tell)
 
 
+def test_a_machine_that_cannot_be_taken_in_is_no_node_and_can_join_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def tell(machines: Machines) -> None:
+        await machines.membership.leave("node-3")
+        with monkeypatch.context() as patched:
+            patched.setattr("testbed.control.ipam.HostLocal.add_node", refuse)
+            with pytest.raises(RuntimeError, match="no address"):
+                await machines.membership.join(node())
+        assert machines.store.find("Node", "", "node-3") is None
+        await machines.membership.join(node())
+        with pytest.raises(ApiError, match="already exists"):
+            await machines.membership.join(node())
+        assert machines.plane.workers["node-3"].alive
+
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("no address")
+
+    story(tell)
+
+
 def test_preconditions_are_kept() -> None:
     async def tell(machines: Machines) -> None:
         metadata = machines.store.get("Node", "", "node-3")["metadata"]

@@ -100,10 +100,10 @@ class Calico:
     def routers(self, snapshot: Snapshot) -> Mapping[str, Mapping[str, Daemon]]:
         """Where nodes stand in racks and BGP routes their pods, the fabric's routers run BIRD, too."""
         options = Options.of(snapshot.facts)
-        if not options.bgp or options.encapsulation(4) or not fabric.speaks(snapshot):
+        if not options.plain or not fabric.speaks(snapshot.facts):
             return {}
         return {
-            router.name: {bird.NAME: bird.router_daemon(snapshot, router, options)}
+            router.name: {bird.NAME: bird.router_daemon(snapshot.facts, router, options)}
             for router in snapshot.facts.routers
         }
 
@@ -241,10 +241,10 @@ def _tunnel(node: Node, options: Options, version: int) -> tuple[Link, str]:
 
 
 def _own_blocks(node: Node, version: int) -> Iterator[Route]:
-    """What nobody has of the node's own blocks is dropped silently."""
-    for block in node.held.ranges:
-        if ip_network(block).version == version:
-            yield Route(block, kind="blackhole", proto=PROTO)
+    """What nobody has of the node's own blocks is dropped silently; a block of one address is its pod's."""
+    for block in map(ip_network, node.held.ranges):
+        if block.version == version and block.num_addresses > 1:
+            yield Route(str(block), kind="blackhole", proto=PROTO)
 
 
 def _to_peer(snapshot: Snapshot, node: Node, peer: Node, options: Options, version: int) -> Iterator[Route]:
@@ -260,7 +260,7 @@ def _to_peer(snapshot: Snapshot, node: Node, peer: Node, options: Options, versi
             yield Route(dst, via=there, dev=UPLINK, proto=PROTO)
         elif how == "ipip":
             yield Route(dst, via=there, dev=TUNNEL, proto=PROTO, onlink=True)
-        elif own is not None:
+        elif own is not None and dst != str(ip_network(own)):
             yield Route(dst, via=own, dev=VXLAN[version], proto=PROTO, onlink=True)
     if how == "vxlan" and tunnelled and own is not None:
         scope = "link" if version == 4 else "global"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from ipaddress import IPv4Address, ip_address, ip_network
 
-from testbed.control.snapshot import Node, Router, Snapshot
+from testbed.control.snapshot import ClusterFacts, Node, Router, Snapshot
 from testbed.dataplane.calico import fabric
 from testbed.dataplane.calico.blocks import fnv32
 from testbed.dataplane.calico.names import PROTO, address
@@ -76,7 +76,7 @@ def _lines(snapshot: Snapshot, node: Node, options: Options) -> Iterator[str]:
             continue
         yield from _tables(snapshot, node, options, version)
         yield from _template(options, version)
-        leaf = None if options.encapsulation(4) else fabric.leaf_of(snapshot, node, version)
+        leaf = None if options.encapsulation(version) else fabric.leaf_of(snapshot.facts, node, version)
         if leaf is not None:
             yield from _to_leaf(leaf, own)
             continue
@@ -169,18 +169,20 @@ def _to_leaf(leaf: fabric.Leaf, own: str) -> Iterator[str]:
     yield "}"
 
 
-def router_daemon(snapshot: Snapshot, router: Router, options: Options) -> Daemon:
+def router_daemon(facts: ClusterFacts, router: Router, options: Options) -> Daemon:
     """The BIRD of a router of the fabric."""
     return Daemon(
         argv=_argv(),
-        files={CONFIG: "\n".join((*_router_lines(snapshot, router, options), ""))},
+        files={CONFIG: "\n".join((*_router_lines(facts, router, options), ""))},
         reload=("birdc", "-s", f"@DIR@/{CONTROL}", "configure"),
     )
 
 
-def _router_lines(snapshot: Snapshot, router: Router, options: Options) -> Iterator[str]:
-    """Pods' ranges by eBGP between routers, by iBGP with the nodes of a rack, which the router reflects."""
-    own = fabric.number(snapshot, router)
+def _router_lines(facts: ClusterFacts, router: Router, options: Options) -> Iterator[str]:
+    """Pods' ranges by eBGP between routers, by iBGP with the nodes of a rack, which the router reflects.
+
+    A family that nodes carry in a tunnel is nothing to the fabric."""
+    own = fabric.number(facts, router)
     router_id = next(
         (each.partition("/")[0] for each in router.addresses if ":" not in each),
         str(IPv4Address(fnv32(router.name))),
@@ -192,11 +194,11 @@ def _router_lines(snapshot: Snapshot, router: Router, options: Options) -> Itera
     yield "}"
     yield ""
     yield "protocol direct {"
-    for version in options.versions:
+    for version in options.plain:
         yield f"  ipv{version};"
     yield "}"
-    for version in options.versions:
-        pools = [pool for pool in snapshot.facts.pod_cidrs if ip_network(pool).version == version]
+    for version in options.plain:
+        pools = [pool for pool in facts.pod_cidrs if ip_network(pool).version == version]
         yield ""
         yield f"filter pods{version} {{"
         for pool in pools:
@@ -214,10 +216,10 @@ def _router_lines(snapshot: Snapshot, router: Router, options: Options) -> Itera
         yield "}"
         for name, mine, theirs in router.neighbours:
             if ip_address(mine).version == version:
-                other = next(each for each in snapshot.facts.routers if each.name == name)
-                there = theirs, fabric.number(snapshot, other)
+                other = next(each for each in facts.routers if each.name == name)
+                there = theirs, fabric.number(facts, other)
                 yield from _session(options, f"{name}_{theirs}", (mine, own), there)
-        for node, mine, theirs in fabric.nodes_of(snapshot, router, version):
+        for node, mine, theirs in fabric.nodes_of(router, version):
             yield from _session(options, node, (mine, own), (theirs, own))
 
 

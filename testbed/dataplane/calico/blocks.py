@@ -139,25 +139,38 @@ class BlockIpam:
         self._ips: dict[str, tuple[str, tuple[str, ...]]] = {}  # owner → its node, its addresses
         self._borrowed: dict[str, dict[str, None]] = {}
         self._there: set[str] = set()
+        self._lacking: dict[str, None] = {}  # nodes whose tunnels have no address yet
         self._changed: set[str] = set()
 
     def add_node(self, node: str, pod_cidrs: tuple[str, ...]) -> None:
         """See ``Ipam``. A tunnel's address is the first that a node takes (``node/pkg/allocateip``)."""
         self._there.add(node)
-        for version, purpose in self._tunnels.items():
-            if version in self._pools and purpose not in self._own.get(node, {}):
-                ip, _ = self._pools[version].take(node, _tunnel_owner(node))
-                self._own.setdefault(node, {})[purpose] = ip
+        self._address_tunnels(node)
         self._changed.add(node)
+
+    def _address_tunnels(self, node: str) -> None:
+        """Give those an address that have none; where there is none left, calico-node goes on trying."""
+        own = self._own.setdefault(node, {})
+        self._lacking.pop(node, None)
+        for version, purpose in self._tunnels.items():
+            if version not in self._pools or purpose in own:
+                continue
+            try:
+                ip, block = self._pools[version].take(node, _tunnel_owner(node))
+            except AllocationError:
+                self._lacking[node] = None
+                continue
+            own[purpose] = ip
+            self._note(node, ip, block)
+            self._changed.add(node)
 
     def remove_node(self, node: str) -> None:
         """See ``Ipam``: its tunnels' addresses and empty blocks are free, others when its last pod goes."""
         self._there.discard(node)
-        for purpose, ip in self._own.pop(node, {}).items():
-            version = next(version for version, name in self._tunnels.items() if name == purpose)
-            self._pools[version].give_back(ip)
+        self._lacking.pop(node, None)
         for pool in self._pools.values():
             pool.let_go(node)
+        self._give_back(node, self._own.pop(node, {}).values())
         self._changed.add(node)
 
     def allocate(self, node: str, owner: str, asked: str = "") -> tuple[str, ...]:
@@ -232,6 +245,8 @@ class BlockIpam:
                 self._changed.add(node)
             if not block.used and block.node not in self._there:
                 pool.let_go(block.node)
+        for lacking in list(self._lacking):
+            self._address_tunnels(lacking)
 
 
 def _tunnel_owner(node: str) -> str:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import ip_address, ip_interface
+from ipaddress import ip_address
 
-from testbed.control.snapshot import Node, Router, Snapshot
-from testbed.dataplane.calico.names import address
+from testbed.control.snapshot import ClusterFacts, Node, Router
 
 SPINES, GATEWAY, FIRST_RACK = 64900, 64901, 65001
 
@@ -25,44 +24,35 @@ class Leaf:
     number: int
 
 
-def speaks(snapshot: Snapshot) -> bool:
-    """Whether the fabric's routers speak BGP: where nodes are on more than one router's subnets."""
-    return len(snapshot.facts.routers) > 1 and len(_leaves(snapshot)) > 1
+def speaks(facts: ClusterFacts) -> bool:
+    """Whether the fabric's routers speak BGP: where machines are on more than one router's subnets."""
+    return len(_leaves(facts)) > 1
 
 
-def _leaves(snapshot: Snapshot) -> list[Router]:
-    return [
-        router
-        for router in snapshot.facts.routers
-        if any(True for version in (4, 6) for _ in nodes_of(snapshot, router, version))
-    ]
+def _leaves(facts: ClusterFacts) -> list[Router]:
+    # Of all machines, not of those that are nodes now: nobody is renumbered when a rack's last node leaves.
+    return [router for router in facts.routers if router.nodes]
 
 
-def number(snapshot: Snapshot, router: Router) -> int:
+def number(facts: ClusterFacts, router: Router) -> int:
     """A router's autonomous system."""
-    leaves = [each.name for each in _leaves(snapshot)]
+    leaves = [each.name for each in _leaves(facts)]
     if router.name in leaves:
         return FIRST_RACK + leaves.index(router.name)
     return GATEWAY if router.gateway else SPINES
 
 
-def nodes_of(snapshot: Snapshot, router: Router, version: int) -> Iterator[tuple[str, str, str]]:
-    """The nodes on a router's subnets: name, the router's address there, the node's."""
-    for node in snapshot.nodes:
-        there = address(node, version)
-        if there is None:
-            continue
-        for own in map(ip_interface, router.addresses):
-            if own.version == version and ip_address(there) in own.network:
-                yield node.name, str(own.ip), there
+def nodes_of(router: Router, version: int) -> Iterator[tuple[str, str, str]]:
+    """The machines on a router's subnets: name, the router's address there, the machine's."""
+    return (each for each in router.nodes if ip_address(each[1]).version == version)
 
 
-def leaf_of(snapshot: Snapshot, node: Node, version: int) -> Leaf | None:
+def leaf_of(facts: ClusterFacts, node: Node, version: int) -> Leaf | None:
     """The router of a node's rack; None where routers speak no BGP."""
-    if not speaks(snapshot):
+    if not speaks(facts):
         return None
-    for router in snapshot.facts.routers:
-        for name, own, _ in nodes_of(snapshot, router, version):
+    for router in facts.routers:
+        for name, own, _ in nodes_of(router, version):
             if name == node.name:
-                return Leaf(router, own, number(snapshot, router))
+                return Leaf(router, own, number(facts, router))
     return None

@@ -81,6 +81,11 @@ class Options:
             return "vxlan"
         return "ipip" if self.ipip != "Never" and version == 4 else ""
 
+    @property
+    def plain(self) -> tuple[int, ...]:
+        """The families whose pods go as they are, by routes that BGP tells."""
+        return tuple(version for version in self.versions if not self.encapsulation(version))
+
     def tunnel_to(self, snapshot: Snapshot, node: Node, peer: Node, version: int) -> Encapsulation:
         """What packets from a node to pods of a peer are carried in; "" where they go as they are."""
         how = self.encapsulation(version)
