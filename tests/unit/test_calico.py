@@ -24,7 +24,7 @@ from testbed.dataplane.calico.felix import Felix
 from testbed.dataplane.calico.names import host_end, vtep_mac
 from testbed.dataplane.calico.options import Options
 from testbed.dataplane.calico.rules import hashes, jump, limited, unique_id, when
-from testbed.errors import TestbedError
+from testbed.errors import InputError, TestbedError
 from testbed.kernel.fake import FakeKernel
 from testbed.policy.meaning import Flow, Meaning
 from testbed.rules import walk
@@ -295,6 +295,27 @@ ROUTERS = (
         (("c", "172.19.0.1", "172.19.0.4"), ("c", "fd19::1", "fd19::4")),
     ),
 )
+
+
+@pytest.mark.parametrize(
+    ("options", "routers", "why"),
+    [
+        ({"routeReflectors": ["a", "aa"]}, (), "no node is called aa; nodes are a, b, c"),
+        ({"routeReflectors": ["a"], "vxlanMode": "Always"}, (), "with vxlanMode nodes run no BGP"),
+        ({"routeReflectors": ["a"]}, ROUTERS, "on racks nodes speak BGP with their leaf"),
+    ],
+)
+def test_reflectors_that_would_leave_nodes_without_a_peer_are_refused(
+    options: dict[str, object], routers: tuple[Router, ...], why: str
+) -> None:
+    facts = replace(snapshot(**options).facts, node_names=("a", "b", "c"), routers=routers)
+    with pytest.raises(InputError, match=why):
+        Calico().ipam(facts)
+
+
+def test_on_racks_with_tunnels_reflectors_serve_the_family_that_they_carry() -> None:
+    facts = snapshot(routeReflectors=["a"], ipipMode="Always").facts
+    Calico().ipam(replace(facts, node_names=("a", "b", "c"), routers=ROUTERS))
 
 
 def test_on_racks_nodes_speak_with_their_leaf_and_leaves_with_spines() -> None:

@@ -38,6 +38,7 @@ from testbed.dataplane.calico.names import (
 )
 from testbed.dataplane.calico.options import PARAMETERS, Options
 from testbed.dataplane.plugins import UPLINK
+from testbed.errors import InputError
 from testbed.policy import Enforcer
 from testbed.spec.params import Param
 from testbed.state import (
@@ -108,8 +109,9 @@ class Calico:
         }
 
     def ipam(self, facts: ClusterFacts) -> Ipam:
-        """Blocks of the pools."""
+        """Blocks of the pools. Raises InputError for reflectors that would leave nodes without any peer."""
         options = Options.of(facts)
+        _check_reflectors(facts, options)
         sizes = dict(zip((4, 6), options.block_sizes, strict=True))
         pools = [Pool(cidr, sizes[ip_network(cidr).version]) for cidr in facts.pod_cidrs]
         encapsulated = {version: options.encapsulation(version) for version in options.versions}
@@ -265,3 +267,15 @@ def _to_peer(snapshot: Snapshot, node: Node, peer: Node, options: Options, versi
     if how == "vxlan" and tunnelled and own is not None:
         scope = "link" if version == 4 else "global"
         yield Route(str(ip_network(own)), dev=VXLAN[version], proto=PROTO, scope=scope)  # type: ignore[arg-type]
+
+
+def _check_reflectors(facts: ClusterFacts, options: Options) -> None:
+    where = "spec.network.dataplane.routeReflectors"
+    unknown = set(options.reflectors) - set(facts.node_names)
+    if unknown:
+        there = ", ".join(facts.node_names)
+        raise InputError(f"{where}: no node is called {', '.join(sorted(unknown))}; nodes are {there}")
+    if options.reflectors and not options.bgp:
+        raise InputError(f"{where}: with vxlanMode nodes run no BGP")
+    if options.reflectors and fabric.speaks(facts) and options.plain == options.versions:
+        raise InputError(f"{where}: on racks nodes speak BGP with their leaf, not with each other")
