@@ -84,6 +84,13 @@ def in_modes(*modes: Any) -> Any:
     return lab
 
 
+IPIP = (
+    pytest.param("ipip", id="ipip", marks=pytest.mark.needs("ipip-tunnel")),
+    pytest.param("ipip", id="ipip-device", marks=pytest.mark.needs("ipip")),
+)
+"""For ``in_modes``: without the kernel's device programs do the same; the device is the VM lane's."""
+
+
 def lab_spec(name: str, dataplane: str, more: str = "") -> str:
     """The reference lab with a dataplane: its name and options as a flow mapping; more: of network."""
     text = (ROOT / "topologies" / "cni-lab.yaml").read_text().replace("name: cni-lab", f"name: {name}")

@@ -22,6 +22,7 @@ import cells
 import node_lab
 import pytest
 from cell_lab import (
+    IPIP,
     NODE_PORT,
     OUTSIDE,
     ROOT,
@@ -167,11 +168,6 @@ def running(mode: str, tmp: Path) -> Iterator[Lab]:
 
 
 bgp, vxlan, ipip = (in_mode(running, mode) for mode in OPTIONS)
-IPIP = (
-    pytest.param("ipip", id="ipip", marks=pytest.mark.needs("ipip-tunnel")),
-    pytest.param("ipip", id="ipip-device", marks=pytest.mark.needs("ipip")),
-)
-"""Where the kernel has no such device, programs do the same; the device is the VM lane's."""
 lab = in_modes("bgp", "vxlan", *IPIP)
 tunnelled = in_modes("vxlan", *IPIP)
 bird = in_modes("bgp", *IPIP)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cell_lab import captured, echoes, in_mode, in_modes, ok, told, written
+from cell_lab import IPIP, captured, echoes, in_mode, in_modes, ok, told, written
 
 from testbed.api.client import RequestFailed
 from testbed.api.cluster import Cluster, Place
@@ -96,11 +96,6 @@ def running(mode: str, tmp: Path) -> Iterator[Lab]:
 
 
 bgp, vxlan, ipip = (in_mode(running, mode) for mode in OPTIONS)
-IPIP = (
-    pytest.param("ipip", id="ipip", marks=pytest.mark.needs("ipip-tunnel")),
-    pytest.param("ipip", id="ipip-device", marks=pytest.mark.needs("ipip")),
-)
-"""As in ``test_calico``: made of programs here, the kernel's device in the VM lane."""
 lab = in_modes("bgp", "vxlan", *IPIP)
 tunnelled = in_modes(*IPIP)
 
