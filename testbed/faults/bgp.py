@@ -50,8 +50,9 @@ class BirdDown(Fault, frozen=True, kw_only=True):
         return f"{', '.join(alive)}: BIRD still answers" if alive else ""
 
     async def left(self, hands: Hands, target: Target) -> str:
-        """It answers again."""
-        silent = [node.name for node in target.nodes if not await asked(hands, node.name, "status")]
+        """It answers again, unless the node has left."""
+        there = [node.name for node in target.nodes if hands.alive(node.name)]
+        silent = [name for name in there if not await asked(hands, name, "status")]
         return f"{', '.join(silent)}: BIRD does not answer" if silent else ""
 
 

@@ -178,7 +178,8 @@ class IpipFiltered(Fault, frozen=True, kw_only=True):
     def resolve(self, target: Target, scene: Scene) -> Target:
         """With the nodes' own links."""
         options = scene.snapshot.facts.dataplane_options
-        if options.get("ipipMode", "Never") == "Never" and options.get("backend") != "ipip":
+        calicos = options.get("ipipMode", "Never") != "Never" and options.get("vxlanMode", "Never") == "Never"
+        if not calicos and options.get("backend") != "ipip":
             raise InputError("nothing goes in IP in IP here")
         return msgspec.structs.replace(target, links=tuple(scene.link(node.name) for node in target.nodes))
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import msgspec
 
 from testbed.control.snapshot import Node
+from testbed.dataplane.calico import fabric
 from testbed.dataplane.calico.names import address
 from testbed.errors import InputError
 from testbed.faults.bgp import EXPORT, asked, directed, rewritten, with_line
@@ -40,10 +41,10 @@ class SameHostName(Fault, frozen=True, kw_only=True):
         options = scene.snapshot.facts.dataplane_options
         if len(target.nodes) != 1 or owner in target.nodes:
             raise InputError("of: one node takes the name of another one")
-        if not owner.held.ranges or "weave:expose" in owner.held.own:
-            raise InputError(f"of: {self.of} has no block: is this calico, and has it a pod?")
+        if not any(_of(owner.held.ranges, 4)) or "weave:expose" in owner.held.own:
+            raise InputError(f"of: {self.of} has no IPv4 block: is this calico, and has it a pod?")
         tunnels = {options.get(mode, "Never") for mode in ("vxlanMode", "ipipMode")} - {"Never"}
-        if tunnels or options.get("routeReflectors"):
+        if tunnels or options.get("routeReflectors") or fabric.speaks(scene.snapshot.facts):
             raise InputError("only where BGP alone, in a full mesh, says where pods are")
         return msgspec.structs.replace(target, peers=(owner,))
 

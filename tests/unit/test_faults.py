@@ -278,7 +278,7 @@ def faults_of(plane: Any) -> Faults:
     return Faults(runtime, Hands(runtime))
 
 
-@pytest.mark.parametrize("name", ["proxier-frozen", "policy-frozen", "node-not-ready"])
+@pytest.mark.parametrize("name", ["proxier-frozen", "policy-frozen", "node-not-ready", "bird-down"])
 def test_a_fault_on_a_node_that_has_left_is_healed(name: str) -> None:
     """Nothing is to be done for it there."""
     worker = SimpleNamespace(name="node-3", paused=True, pause=lambda: None)

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from testbed.control.ipam import Held
-from testbed.control.snapshot import ClusterFacts, Node, Pod, Snapshot
+from testbed.control.snapshot import ClusterFacts, Node, Pod, Router, Snapshot
 from testbed.dataplane import dataplanes
 from testbed.dataplane.calico.bird import CONFIG, NAME
 from testbed.dataplane.calico.felix import Felix
@@ -137,6 +137,19 @@ def test_two_nodes_of_one_name_are_compiled_as_one_that_is_where_the_later_is() 
 def test_a_shared_name_is_about_bgp() -> None:
     with pytest.raises(InputError, match="only where BGP alone"):
         perturbed({"ipipMode": "Always"}, "same-host-name", "node-3", of="node-2")
+    subnets = {"leaf1": NODES[:2], "leaf2": NODES[2:]}
+    routers = tuple(
+        Router(name, False, (), (), tuple((node.name, "", node.addresses[0]) for node in nodes))
+        for name, nodes in subnets.items()
+    )
+    seen = snapshot({})
+    with pytest.raises(InputError, match="only where BGP alone"):
+        aimed(
+            replace(seen, facts=replace(seen.facts, routers=routers)), "same-host-name", "node-3", of="node-2"
+        )
+    only_v6 = tuple(replace(node, held=Held((f"fd24::{k}:0/122",))) for k, node in enumerate(NODES, 1))
+    with pytest.raises(InputError, match="node-2 has no IPv4 block"):
+        aimed(snapshot({}, only_v6), "same-host-name", "node-3", of="node-2")
 
 
 @pytest.mark.parametrize("options", MODES, ids=str)
@@ -198,3 +211,5 @@ def test_ip_in_ip_is_filtered_at_the_far_end_of_the_nodes_cable() -> None:
     aimed(snapshot({"backend": "ipip"}), "ipip-filtered", "node-2")
     with pytest.raises(InputError, match="nothing goes in IP in IP"):
         aimed(snapshot({}), "ipip-filtered", "node-2")
+    with pytest.raises(InputError, match="nothing goes in IP in IP"):
+        aimed(snapshot({"ipipMode": "Always", "vxlanMode": "Always"}), "ipip-filtered", "node-2")
