@@ -79,12 +79,12 @@ def _decided(
         if manifest.object["kind"] in _STORED:
             _store(store, manifest.object)
     dataplane = dataplanes.get(spec.network.dataplane)
-    fitting.check(dataplane, view.facts(spec))
     proxier = proxiers.get(spec.network.proxy_mode)
     fabric_plan = plan(spec, route_pods=dataplane.underlay_routes)
     wiring = networks(fabric_plan)
     found = routers(build(spec, fabric_plan))
     facts = replace(view.facts(spec), routers=tuple(Router(*each) for each in found))
+    fitting.check(dataplane, facts)
     plane = ControlPlane(store, facts, dataplane, proxier, wiring, ManualClock())
     for each in spec.nodes:
         plane.heard(each.name)  # the kubelets are there: only then are pods' statuses written

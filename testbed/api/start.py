@@ -70,11 +70,8 @@ def start(
     read = load_manifests([*spec.manifests, *manifests])
     store = first_store(spec, read)
     dataplane = dataplanes.get(spec.network.dataplane)
-    fitting.check(dataplane, view.facts(spec))
     fabric_plan = plan(spec, route_pods=dataplane.underlay_routes)
     topo = build(spec, fabric_plan)
-    pods = expected_pods(store, len(spec.nodes))
-    check_machine(spec, topo, pods)
     facts = view.facts(
         spec,
         host_resolv_conf=machine_resolv_conf(spec),
@@ -82,6 +79,9 @@ def start(
         spares_own_node=isinstance(dataplane, Enforces) and dataplane.spares_own_node,
     )
     facts = replace(facts, routers=tuple(Router(*each) for each in routers(topo)))
+    fitting.check(dataplane, facts)
+    pods = expected_pods(store, len(spec.nodes))
+    check_machine(spec, topo, pods)
     deadline = DEADLINE_BASE + DEADLINE_PER_POD * pods
     order = Order(spec, topo, store, facts, networks(fabric_plan), deadline)
     info = {"spec": spec.source, "nodes": len(spec.nodes), "pods": pods}

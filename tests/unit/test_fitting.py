@@ -93,3 +93,12 @@ def test_up_and_render_refuse(tmp_path: Path) -> None:
         start(file)
     with pytest.raises(InputError, match="carries IPv4 alone"):
         node_state(file, (), (), "node-1")
+
+
+def test_up_and_render_refuse_what_the_fabrics_routers_make_useless() -> None:
+    racks = Path(__file__).parents[2] / "topologies" / "racks.yaml"
+    overrides = ["network.dataplane.name=calico", "network.dataplane.routeReflectors=[node-1]"]
+    with pytest.raises(InputError, match="on racks nodes speak BGP with their leaf"):
+        start(racks, overrides=overrides)
+    with pytest.raises(InputError, match="on racks nodes speak BGP with their leaf"):
+        node_state(racks, (), overrides, "node-1")
