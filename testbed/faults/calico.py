@@ -14,7 +14,7 @@ import msgspec
 from testbed.dataplane.calico.felix import ALL_POOLS, MASQ_POOLS
 from testbed.dataplane.calico.names import PROTO, address
 from testbed.dataplane.calico.rules import set_name
-from testbed.errors import CommandFailed, InputError
+from testbed.errors import InputError
 from testbed.faults.bgp import EXPORT, PROGRAM, asked, rewritten, with_line
 from testbed.faults.model import Fault, States, fault
 from testbed.faults.target import Aim, Link, Scene, Target, other_nodes
@@ -197,7 +197,7 @@ class IpipFiltered(Fault, frozen=True, kw_only=True):
     async def lift(self, hands: Hands, target: Target) -> None:
         """The table goes, if it was made."""
         for link in target.links:
-            if await _filtered(hands, link):
+            if await _there(hands, link):
                 await hands.run(link.ends[1][0], ["nft", "delete", "table", "netdev", _table(link)])
 
     async def missing(self, hands: Hands, target: Target) -> str:
@@ -207,7 +207,7 @@ class IpipFiltered(Fault, frozen=True, kw_only=True):
 
     async def left(self, hands: Hands, target: Target) -> str:
         """As ``missing``."""
-        on = [link.name for link in target.links if await _filtered(hands, link)]
+        on = [link.name for link in target.links if await _there(hands, link)]
         return f"{', '.join(on)}: still filtered" if on else ""
 
 
@@ -215,9 +215,13 @@ def _table(link: Link) -> str:
     return f"{TABLE}-{link.ends[1][1]}"
 
 
+async def _there(hands: Hands, link: Link) -> bool:
+    listed = await hands.run(link.ends[1][0], ["nft", "list", "tables", "netdev"])
+    return f"table netdev {_table(link)}" in listed.splitlines()
+
+
 async def _filtered(hands: Hands, link: Link) -> bool:
-    try:
-        shown = await hands.run(link.ends[1][0], ["nft", "list", "table", "netdev", _table(link)])
-    except CommandFailed:
+    if not await _there(hands, link):
         return False
+    shown = await hands.run(link.ends[1][0], ["nft", "list", "table", "netdev", _table(link)])
     return shown.count("ipencap") == 2 or shown.count("ip protocol 4") == 2
