@@ -188,9 +188,10 @@ REFUSED = [
     (netns(neighbours=[Neighbour("vx", "10.2.0.0", "0a:00:00:00:00:01")]), "no such device"),
     (netns(chains=[Chain("ipv4", "nat", "POSTROUTING", ("-j KUBE-X",))]), "2: -A POSTROUTING -j KUBE-X"),
     (netns(sysctls={"net/ipv4/conf/br0/proxy_arp": "1"}), "set br0 proxy_arp 1"),
+    (netns(sysctls={"net/ipv4/neigh/br0/proxy_delay": "0"}), "no such device"),
     (
-        netns(sysctls={"net/ipv4/neigh/br0/proxy_delay": "0"}),
-        "set sysctl net/ipv4/neigh/br0/proxy_delay to 0",
+        netns(sysctls={"net/ipv4/neigh/br0/gc_stale_time": "9"}),
+        "set sysctl net/ipv4/neigh/br0/gc_stale_time to 9",
     ),
 ]
 
