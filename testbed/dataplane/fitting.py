@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from ipaddress import ip_network
 
 from testbed.control.snapshot import ClusterFacts, Node, Pod, Snapshot
@@ -23,6 +24,14 @@ def check(dataplane: Dataplane, facts: ClusterFacts) -> None:
         path = "spec.network.dataplane.mtu" if own else "spec.topology.link.mtu"
         family = "IPv6" if 6 in versions else "IPv4"
         raise InputError([Problem(f"leaves pods {smallest} bytes, and {family} needs {needed}", path=path)])
+
+
+def refuse_unknown(names: Iterable[str], facts: ClusterFacts, path: str) -> None:
+    """Raises InputError where the field at ``path`` names nodes that the spec has not."""
+    unknown = sorted(set(names) - set(facts.node_names))
+    if unknown:
+        there = ", ".join(facts.node_names)
+        raise InputError([Problem(f"no node is called {', '.join(unknown)}; nodes are {there}", path=path)])
 
 
 def _smallest_mtu(dataplane: Dataplane, facts: ClusterFacts) -> int:

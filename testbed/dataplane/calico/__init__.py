@@ -37,8 +37,9 @@ from testbed.dataplane.calico.names import (
     vtep_mac,
 )
 from testbed.dataplane.calico.options import PARAMETERS, Options
+from testbed.dataplane.fitting import refuse_unknown
 from testbed.dataplane.plugins import UPLINK
-from testbed.errors import InputError
+from testbed.errors import InputError, Problem
 from testbed.policy import Enforcer
 from testbed.spec.params import Param
 from testbed.state import (
@@ -270,12 +271,10 @@ def _to_peer(snapshot: Snapshot, node: Node, peer: Node, options: Options, versi
 
 
 def _check_reflectors(facts: ClusterFacts, options: Options) -> None:
-    where = "spec.network.dataplane.routeReflectors"
-    unknown = set(options.reflectors) - set(facts.node_names)
-    if unknown:
-        there = ", ".join(facts.node_names)
-        raise InputError(f"{where}: no node is called {', '.join(sorted(unknown))}; nodes are {there}")
+    path = "spec.network.dataplane.routeReflectors"
+    refuse_unknown(options.reflectors, facts, path)
     if options.reflectors and not options.bgp:
-        raise InputError(f"{where}: with vxlanMode nodes run no BGP")
+        raise InputError([Problem("with vxlanMode nodes run no BGP", path=path)])
     if options.reflectors and fabric.speaks(facts) and options.plain == options.versions:
-        raise InputError(f"{where}: on racks nodes speak BGP with their leaf, not with each other")
+        why = "on racks nodes speak BGP with their leaf, not with each other"
+        raise InputError([Problem(why, path=path)])

@@ -21,6 +21,7 @@ from typing import Any
 from testbed.control.ipam import Ipam
 from testbed.control.snapshot import ClusterFacts, Node, Pod, Snapshot
 from testbed.dataplane import dataplanes
+from testbed.dataplane.fitting import refuse_unknown
 from testbed.dataplane.portmap import container_id
 from testbed.dataplane.weave.mesh import broadcast, connections, unicast
 from testbed.dataplane.weave.names import (
@@ -171,12 +172,8 @@ class Weave:
                 "spec.network.dataplane.connections: a Linux bridge as datapath relays nothing, so peers that"
                 " are not all connected need datapath: ovs or mode: sleeve"
             )
-        unknown = {name for pair in options["connections"] for name in pair} - set(facts.node_names)
-        if unknown:
-            raise InputError(
-                f"spec.network.dataplane.connections: no node is called {', '.join(sorted(unknown))};"
-                f" nodes are {', '.join(facts.node_names)}"
-            )
+        connected = (name for pair in options["connections"] for name in pair)
+        refuse_unknown(connected, facts, "spec.network.dataplane.connections")
         return Ring(str(pod_range(facts)), facts.node_names, int(options["consensus"]))
 
     def more_needs(self, options: Mapping[str, Any]) -> frozenset[str]:
