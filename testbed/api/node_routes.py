@@ -1,4 +1,4 @@
-"""``POST`` and ``DELETE`` of nodes: machines of the fabric join the cluster and leave it."""
+"""Machines of the fabric join the cluster (``POST``), leave it (``DELETE``) and get other addresses."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from aiohttp import web
 from testbed.api.server import delete_options, json_body, placed
 from testbed.cluster.membership import Membership
 from testbed.objects.kinds import BY_NAME
+from testbed.objects.status import ApiError
 
 
 def routes(membership: Membership) -> list[web.RouteDef]:
@@ -21,7 +22,14 @@ def routes(membership: Membership) -> list[web.RouteDef]:
         uid, version = wanted.get("uid") or "", wanted.get("resourceVersion") or ""
         return web.json_response(await membership.leave(request.match_info["name"], uid=uid, version=version))
 
+    async def readdress(request: web.Request) -> web.Response:
+        addresses = (await json_body(request)).get("addresses")
+        if not isinstance(addresses, list) or not all(isinstance(each, str) for each in addresses):
+            raise ApiError.bad_request("addresses: must be a list of addresses")
+        return web.json_response(await membership.readdress(request.match_info["name"], addresses))
+
     return [
+        web.post("/apis/testbed/v1/nodes/{name}/addresses", readdress),
         web.post("/api/v1/nodes", join),
         web.delete("/api/v1/nodes/{name}", leave),
     ]

@@ -51,9 +51,9 @@ class ClusterSources:
                 namespace="",
                 name=node.name,
                 node=node.name,
-                ips=tuple(map(str, node.addresses)),
+                ips=node.addresses,
             )
-            for node in self._runtime.spec.nodes
+            for node in self._runtime.snapshot().nodes
             if node.name in self._runtime.plane.workers and self._runtime.plane.workers[node.name].alive
         ]
 

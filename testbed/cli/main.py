@@ -30,6 +30,7 @@ COMMANDS: tuple[str, ...] = (
     "get",
     "describe",
     "scale",
+    "readdress",
     "save",
     "load",
     "exec",

@@ -78,6 +78,12 @@ class Balancer:
         """Whether the routes are those of everything known, and everything to be asked was asked once."""
         return not (self._dirty.is_set() or self._busy or self._targets - self._healthy.keys())
 
+    def fabric_changed(self) -> None:
+        """Hosts on the fabric's graph have other addresses."""
+        self.__dict__.pop("_graph", None)
+        self._spread.clear()
+        self._dirty.set()
+
     def observe(self, event: Event) -> None:
         """Take note of a change in the store."""
         if event.kind == "Node" or (event.kind == "Service" and _is_balanced(event)):

@@ -10,6 +10,7 @@ import logging
 import operator
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any, Literal
 
@@ -31,7 +32,7 @@ from testbed.control.policies import KINDS as POLICY_KINDS
 from testbed.control.policies import Policies
 from testbed.control.served import KINDS as SERVED_KINDS
 from testbed.control.served import Served
-from testbed.control.snapshot import ClusterFacts, Node, Pod, Snapshot
+from testbed.control.snapshot import ClusterFacts, Node, Pod, Router, Snapshot
 from testbed.control.workloads import is_ready
 from testbed.dataplane import Dataplane, Routing
 from testbed.objects.status import ApiError
@@ -517,6 +518,12 @@ class ControlPlane:
         """The rules that may cut connections off: none where there is no policy."""
         return self._compiler.policy(node) if self._policies.policies else NetnsState()
 
+    def fabric_changed(self, routers: tuple[Router, ...]) -> None:
+        """The fabric's routers know other addresses of machines."""
+        self.facts = replace(self.facts, routers=routers)
+        self._snapshot = None
+        self._touch(*self.workers)
+
     def router_daemons(self) -> Mapping[str, Mapping[str, Daemon]]:
         """What the dataplane has routers of the fabric run."""
         dataplane = self._dataplane
@@ -698,6 +705,17 @@ class ControlPlane:
             self._containers.pop(uid, None)
             if "deletionTimestamp" in self._pods[uid]["metadata"]:
                 self.pod_ended(uid)
+
+    def readdress(self, name: str, addresses: list[Object]) -> Object:
+        """A node has other addresses, and so have its pods with hostNetwork. Returns the Node."""
+        node = self.store.get("Node", "", name)
+        node = self.store.update_status({**node, "status": {**node["status"], "addresses": addresses}})
+        for uid in list(self._on_node[name]):
+            if uid in self._typed and self._typed[uid].host_network:
+                self._type(self._pods[uid], self._nodes[name].addresses)
+            self._stale[uid] = None
+        self._wake.set()
+        return node
 
     def failing_nodes(self) -> dict[str, str]:
         """Node → what is wrong with it: its network, or that its agent does not answer."""

@@ -3,14 +3,17 @@
 Joining is what ``kubeadm join`` does: a kubelet, here the agent, begins to run on the machine and registers
 it. Leaving is ``kubectl delete node`` and ``kubeadm reset`` together: the pods that were bound to the node
 are deleted at once, where upstream's garbage collector waits 40 s (``pkg/controller/podgc``), all that was
-put onto the machine is removed, and its agent ends. A node whose agent is gone leaves, too.
+put onto the machine is removed, and its agent ends. A node whose agent is gone leaves, too. A machine
+may also boot with other addresses, and its node stays one.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from ipaddress import ip_address
 from typing import Any, Literal
 
 from testbed.cluster.proxying import KEPT, Change, Distribution, Programmed
@@ -21,8 +24,9 @@ from testbed.errors import NotConverged
 from testbed.objects import admission
 from testbed.objects.kinds import BY_NAME, find
 from testbed.objects.status import ApiError
+from testbed.spec.addressing import is_host, with_prefix
 from testbed.spec.model import NodeSpec
-from testbed.state import NetnsState, NodeState
+from testbed.state import NodeState
 from testbed.wait import patient
 
 Object = dict[str, Any]
@@ -33,15 +37,16 @@ WITHIN = 60.0
 
 
 class Membership:
-    """Which machines are nodes; one change at a time. empty: removes what is left in a machine's netns.
+    """Which machines are nodes, and with which addresses; one change at a time. empty: removes what is left
+    in a machine's netns of what was applied there, once its agent has ended.
 
     programmed, distribution: how long it took until each node followed a change, as far as its agent makes it
     so: routing daemons converge after that.
     """
 
-    def __init__(self, runtime: Runtime, empty: Callable[[str, NetnsState], Awaitable[None]]) -> None:
+    def __init__(self, runtime: Runtime, empty: Callable[[str, NodeState], Awaitable[None]]) -> None:
         self._runtime, self._plane, self._empty = runtime, runtime.plane, empty
-        self._machines: Mapping[str, NodeSpec] = {node.name: node for node in runtime.spec.nodes}
+        self._machines: dict[str, NodeSpec] = {node.name: node for node in runtime.spec.nodes}
         self._changing = asyncio.Lock()
         self.distribution: dict[str, Distribution] = {}
         self.programmed: deque[Programmed] = deque(maxlen=KEPT)
@@ -123,14 +128,66 @@ class Membership:
             finally:
                 await self._runtime.end(name)
                 if worker is not None and worker.applied != NodeState():
-                    await self._empty(name, worker.applied.netns)
+                    await self._empty(name, worker.applied)
         return node
+
+    async def readdress(self, name: str, addresses: Sequence[str]) -> Object:
+        """Have a node's machine boot with other addresses, as after a lease of DHCP that ran out.
+
+        Its pods are started anew with their own addresses, but those with hostNetwork, which have the node's.
+        addresses: one of each family that it has. Returns the Node as it is then. Raises ApiError where it
+        cannot have them, TestbedError.
+        """
+        async with self._changing:
+            self._plane.store.get("Node", "", name)
+            worker = self._plane.workers.get(name)
+            if worker is None or not worker.alive or worker.paused:
+                text = "its agent does not answer: heal its fault first"
+                raise ApiError.conflict(KIND, name, text)
+            machine = self._readdressed(name, addresses)
+            had = worker.applied
+            self._runtime.crash(name)
+            while worker.alive:  # which ends with the process that was killed
+                await asyncio.sleep(0.01)
+            try:
+                await self._empty(name, had)
+                await self._runtime.readdress(name, with_prefix(machine.addresses, machine.subnets))
+                self._machines[name] = machine
+                written = self._plane.clock.now()
+                node = self._plane.readdress(name, view.addresses(machine))
+                change = self._change(name, "readdressed", written)
+                others = self._following(change, [each for each in self._plane.workers if each != name])
+                await self._runtime.tell_routers()
+            finally:
+                await self._runtime.boot(name)
+            itself = self._following(change, [name])
+            self._refuse_late(change, [*await others, *await itself])
+        return node
+
+    def _readdressed(self, name: str, addresses: Sequence[str]) -> NodeSpec:
+        """The machine with these addresses. Raises ApiError where it cannot have them."""
+        machine = self._machines[name]
+        try:
+            wanted = {address.version: address for address in map(ip_address, addresses)}
+        except ValueError as error:
+            raise ApiError.bad_request(f"addresses: {error}") from error
+        has = [address.version for address in machine.addresses]
+        if len(addresses) != len(has) or set(wanted) != set(has):
+            needs = " and ".join(f"one IPv{version}" for version in has)
+            raise ApiError.bad_request(f"addresses: node {name} has {needs} address, not {len(addresses)}")
+        for address in wanted.values():
+            if not any(is_host(address, subnet) for subnet in machine.subnets):
+                ranges = ", ".join(map(str, machine.subnets))
+                raise ApiError.bad_request(f"addresses: {address} is no host address of {ranges}")
+            if (owner := self._runtime.owner(str(address))) not in ("", name):
+                raise ApiError.bad_request(f"addresses: {address} is already that of {owner}")
+        return replace(machine, addresses=tuple(wanted[version] for version in has))
 
     def since(self, version: int) -> Iterator[Programmed]:
         """What is kept of changes later than ``version``, in the order in which they came into force."""
         return (each for each in self.programmed if each.change.version > version)
 
-    def _change(self, node: str, what: Literal["added", "deleted"], written: float) -> Change:
+    def _change(self, node: str, what: Literal["added", "deleted", "readdressed"], written: float) -> Change:
         """The store's last one."""
         return Change(int(self._plane.store.resource_version), "Node", "", node, what, written)
 
@@ -139,7 +196,7 @@ class Membership:
         workers = [self._plane.workers[name] for name in names]
         asked = [each for each in workers if each.alive and not each.paused]
         # A round that is under way may have begun before the change, but where the node itself came with it.
-        joins = change.name if change.what == "added" else ""
+        joins = change.name if change.what != "deleted" else ""
         before = [0 if each.name == joins else each.rounds for each in asked]
         return asyncio.gather(*(self._late(*each, change) for each in zip(asked, before, strict=True)))
 

@@ -419,6 +419,17 @@ class ChangeEnd(Message, frozen=True):
     shaping: dict[str, Any] = {}
 
 
+class Readdress(Message, frozen=True):
+    """daemon → fabric: a host's first interface is to have these addresses instead; answered by Done.
+
+    addresses: with prefix length, one for each of those it has, of the same family.
+    """
+
+    id: int
+    host: str
+    addresses: tuple[str, ...]
+
+
 class SetRoutes(Message, frozen=True):
     """daemon → fabric: the routes to pod ranges in fabric routers. host → routes (dst, vias)."""
 
@@ -471,6 +482,7 @@ AnyMessage = (
     | FabricReady
     | OpenShell
     | SetRoutes
+    | Readdress
     | ReadNetns
     | NetnsRead
     | ChangeEnd

@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,19 +25,21 @@ from testbed.cluster.messages import (
     GetNetns,
     KeepRules,
     Netns,
+    Readdress,
     RunDaemons,
     Spawn,
     Spawned,
 )
 from testbed.cluster.outside import serve_zone
 from testbed.cluster.worker import NodeWorker
-from testbed.control.snapshot import Snapshot
+from testbed.control.snapshot import Router, Snapshot
 from testbed.dataplane import Repairing, dataplanes
 from testbed.errors import TestbedError
 from testbed.kernel.channel import MAX_FDS, AsyncChannel, ChannelClosed, socket_pair
 from testbed.objects.status import ApiError
 from testbed.spec.model import ClusterSpec
-from testbed.state import NODE, NodeState
+from testbed.state import NODE, Daemon, NodeState
+from testbed.topology.routing import Graph, routers
 from testbed.wait import patient
 
 if TYPE_CHECKING:
@@ -108,6 +110,7 @@ class Runtime:
         self._begun = time.monotonic()
         self._routers: dict[str, AsyncChannel[AnyMessage]] = {}
         self._ended: dict[str, Callable[[], None]] = {}
+        self._topo = topo
         self._balancer = Balancer(self, topo)
         self._pids: dict[str, int] = {}
         self.crashed: dict[str, NodeState] = {}
@@ -258,6 +261,31 @@ class Runtime:
         self.plane.rebooted(node)
         await self.begin(node)
 
+    def owner(self, address: str) -> str:
+        """The machine of the fabric that has an address; "": none."""
+        try:
+            return Graph(self._topo).owner(address)
+        except KeyError:
+            return ""
+
+    async def readdress(self, node: str, addresses: Sequence[str]) -> None:
+        """Give a machine of the fabric other addresses, with prefix length, and tell the routers of it.
+
+        Raises TestbedError.
+        """
+        answer, _ = await self.fabric.request(Readdress(self.fabric.new_id(), node, tuple(addresses)))
+        if isinstance(answer, Failed):
+            raise SandboxFailed(answer)
+        self._topo.nodeInfo(node)["ips"] = list(addresses)
+        self._balancer.fabric_changed()
+        self.plane.fabric_changed(tuple(Router(*each) for each in routers(self._topo)))
+
+    async def tell_routers(self) -> None:
+        """Have the routers that run daemons run what the dataplane has for them now. Raises TestbedError."""
+        for router, daemons in self.plane.router_daemons().items():
+            if router in self._routers:  # one that is started again gets them then
+                await self._run_on_router(router, self._routers[router], daemons)
+
     async def _start_routers(self) -> None:
         """Have the fabric's routers run the daemons that the dataplane has for them. Raises TestbedError."""
         for router in self.plane.router_daemons():
@@ -266,8 +294,13 @@ class Runtime:
     async def _start_router(self, router: str) -> None:
         (netns,) = await self.netns_of(self.fabric, [router])
         self._routers[router] = channel = await self.spawn_channel(ROUTER + router, AGENT_ENTRY, netns)
-        daemons = dict(self.plane.router_daemons()[router])
-        answer, _ = await channel.request(Apply(channel.new_id(), (RunDaemons(daemons),)))
+        await self._run_on_router(router, channel, self.plane.router_daemons()[router])
+
+    @staticmethod
+    async def _run_on_router(
+        router: str, channel: AsyncChannel[AnyMessage], daemons: Mapping[str, Daemon]
+    ) -> None:
+        answer, _ = await channel.request(Apply(channel.new_id(), (RunDaemons(dict(daemons)),)))
         if not isinstance(answer, Applied) or answer.failed:
             raise TestbedError(f"router {router}: {getattr(answer, 'failed', answer)}")
 

@@ -82,17 +82,22 @@ def node_object(node: NodeSpec, *, ready: bool) -> Object:
             {"key": taint.key, "effect": taint.effect, **({"value": taint.value} if taint.value else {})}
             for taint in node.taints
         ]
-    addresses = [{"type": "InternalIP", "address": str(address)} for address in node.addresses]
     return {
         "apiVersion": "v1",
         "kind": "Node",
         "metadata": {"name": node.name, "labels": labels},
         "spec": spec,
         "status": {
-            "addresses": [*addresses, {"type": "Hostname", "address": node.name}],
+            "addresses": addresses(node),
             "conditions": ready_conditions(ready),
         },
     }
+
+
+def addresses(node: NodeSpec) -> list[Object]:
+    """``status.addresses`` of a node, as its kubelet writes them."""
+    internal = [{"type": "InternalIP", "address": str(address)} for address in node.addresses]
+    return [*internal, {"type": "Hostname", "address": node.name}]
 
 
 def ready_conditions(ready: bool, why: str = "") -> list[Object]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import resource
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -123,6 +123,31 @@ class ClusterNet(Mininet):  # type: ignore[misc]
             work.append((self[host], nodes.ip_batch(lines)))
         nodes.run_all(work)
         self._routes |= {host: dict(wanted) for host, wanted in routes.items()}
+
+    def readdress(self, name: str, addresses: Sequence[str]) -> None:
+        """Give a host's first interface other addresses, each instead of the one of its family; routes of
+        others that lead by the old ones lead by the new. addresses: with prefix length.
+
+        Raises InputError, CommandFailed.
+        """
+        if name not in self or not isinstance(self[name], ClusterHost):
+            raise InputError(f"no such host in the fabric: {name}")
+        host = self[name]
+        dev, old = host.intfList()[0].name, tuple(host.params.get("ips") or ())
+        moved = {_ip(before): _ip(after) for before, after in nodes.by_family(old, addresses)}
+        gone = [address for address in old if address not in addresses]
+        nodes.run(nodes.ip_batch(f"address delete {address} dev {dev}" for address in gone), host)
+        host.params["ips"] = list(addresses)
+        self._reconfigure(host)
+        work = []
+        for other in self.hosts:
+            routes = other.params.get("routes") or ()
+            led = [(dst, nodes.by_other_gateways(vias, moved)) for dst, vias in routes]
+            lines = [nodes.route_line(*new) for new, before in zip(led, routes, strict=True) if new != before]
+            if lines:
+                other.params["routes"] = led
+                work.append((other, nodes.ip_batch(lines)))
+        nodes.run_all(work)
 
     def configLinkStatus(self, src: str, dst: str, status: str) -> None:
         """Bring the links between two nodes up or down (the CLI's ``link``).
@@ -282,6 +307,10 @@ class ClusterNet(Mininet):  # type: ignore[misc]
         nodes.remember_addresses(node)
         routes = [nodes.route_line(dst, vias) for dst, vias in self._routes.get(node.name, {}).items()]
         nodes.run(nodes.ip_batch(routes), node)
+
+
+def _ip(address: str) -> str:
+    return address.partition("/")[0]
 
 
 def _end(port: Port) -> End:

@@ -26,7 +26,7 @@ import subprocess
 import termios
 import time
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
@@ -36,7 +36,7 @@ from mininet.link import Intf
 from mininet.node import Host, Node, Switch
 from mininet.nodelib import LinuxBridge
 
-from testbed.errors import CommandFailed, NotConverged
+from testbed.errors import CommandFailed, InputError, NotConverged
 
 PROMPT = chr(127)
 """What Mininet's node shells print when they wait for a command."""
@@ -92,6 +92,19 @@ def no_route_lines(dst: str) -> list[str]:
     A route that has gone by itself, with an interface say, could not be deleted.
     """
     return [f"route replace unreachable {ip_network(dst)}", f"route delete {ip_network(dst)}"]
+
+
+def by_family(one: Sequence[str], other: Sequence[str]) -> list[tuple[str, str]]:
+    """The addresses of two lists, paired by family. Raises InputError where these differ."""
+    first, second = (sorted(many, key=lambda address: ip_interface(address).version) for many in (one, other))
+    if [ip_interface(each).version for each in first] != [ip_interface(each).version for each in second]:
+        raise InputError(f"{', '.join(other)}: must be of the families of {', '.join(one)}, one of each")
+    return list(zip(first, second, strict=True))
+
+
+def by_other_gateways(vias: str | Sequence[str], moved: Mapping[str, str]) -> str | list[str]:
+    """A route's gateways where some have other addresses now. moved: old → new."""
+    return moved.get(vias, vias) if isinstance(vias, str) else [moved.get(via, via) for via in vias]
 
 
 def interface_sysctls(dev: str) -> dict[str, str]:

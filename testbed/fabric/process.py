@@ -24,6 +24,7 @@ from testbed.cluster.messages import (
     GetNetns,
     Netns,
     OpenShell,
+    Readdress,
     SetRoutes,
     Signal,
     Started,
@@ -105,6 +106,9 @@ class Fabric:
                     self._net.change_end(
                         message.host, message.port, up=message.up, mtu=message.mtu, shaping=message.shaping
                     )
+                    self._channel.send(Done(message.id))
+                case Readdress():
+                    self._net.readdress(message.host, message.addresses)
                     self._channel.send(Done(message.id))
                 case SetRoutes():
                     self._net.set_routes(message.routes)

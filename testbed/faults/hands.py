@@ -31,7 +31,7 @@ from testbed.errors import CommandFailed, TestbedError
 from testbed.faults.model import EndState
 from testbed.faults.target import Link
 from testbed.kernel.channel import AsyncChannel
-from testbed.state import NODE, NetnsState
+from testbed.state import NODE, NetnsState, NodeState
 
 
 class Program:
@@ -110,14 +110,9 @@ class Hands:
             await self.runtime.boot(node)
         del self.runtime.crashed[node]
 
-    def applied(self, node: str) -> NetnsState:
-        """What a node's own netns held when it crashed."""
-        return self.runtime.crashed[node].netns
-
-    def host_ends(self, node: str) -> list[str]:
-        """The ends of pods' links that a node had when it crashed."""
-        pods = self.runtime.crashed[node].pods.values()
-        return [link.peer for pod in pods for link in pod.netns.links.values() if link.peer]
+    def applied(self, node: str) -> NodeState:
+        """What a node had been brought to when it crashed."""
+        return self.runtime.crashed[node]
 
     def cut_off(self, node: str, key: str) -> None:
         """From now on nothing passes between a node and the API server; until ``reconnect`` by all keys."""

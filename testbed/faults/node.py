@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
+from testbed.errors import NotConverged
 from testbed.faults.model import Ends, EndState, Fault, fault
 from testbed.faults.target import Scene, Target
-from testbed.state import MADE_ALONE, NetnsState
+from testbed.state import MADE_ALONE, NodeState
+from testbed.wait import patient
 
 if TYPE_CHECKING:
     from testbed.faults.hands import Hands
+
+GONE_WITHIN = 10.0
+"""Seconds in which the kernel removes the links of pods that were killed."""
 
 
 @fault("node-crash")
@@ -43,7 +50,7 @@ class NodeCrash(Fault, frozen=True, kw_only=True):
         for node, link in zip(target.nodes, target.links, strict=True):
             if hands.alive(node.name):
                 return f"{node.name}: its agent lives"
-            left = [name for name in hands.host_ends(node.name) if name in await _devices(hands, node.name)]
+            left = await _left_ends(hands, node.name, hands.applied(node.name))
             if left:
                 return f"{node.name}: still has {', '.join(left)}"
             if not await hands.down(link):
@@ -66,16 +73,28 @@ class NodeCrash(Fault, frozen=True, kw_only=True):
         return ""
 
 
+async def _left_ends(hands: Hands, node: str, applied: NodeState) -> list[str]:
+    """The ends of pods' links that are still there, of those that stood on a node."""
+    ends = {link.peer for pod in applied.pods.values() for link in pod.netns.links.values() if link.peer}
+    return sorted(ends & await _devices(hands, node))
+
+
 async def _devices(hands: Hands, node: str) -> set[str]:
     shown: list[dict[str, Any]] = await hands.json(node, ["ip", "-json", "link", "show"])
     return {device["ifname"] for device in shown}
 
 
-async def empty(hands: Hands, node: str, had: NetnsState) -> None:
-    """Remove from a node's netns what ``had`` put there: rules, sets, connections, devices, routes.
+async def empty(hands: Hands, node: str, applied: NodeState) -> None:
+    """Remove from a node's netns what was applied there: rules, sets, connections, devices, routes.
 
-    What the fabric made (eth0 with its address and default route) stays: it is in the node's configuration.
+    Its agent has ended. What the fabric made (eth0 with its address and default route) stays: it is in the
+    node's configuration. Raises NotConverged where its pods' links stay.
     """
+    had, until = applied.netns, time.monotonic() + patient(GONE_WITHIN)
+    while left := await _left_ends(hands, node, applied):  # the kernel removes a dead pod's netns when it can
+        if time.monotonic() > until:
+            raise NotConverged(f"{node}: links of dead pods are gone", GONE_WITHIN, ", ".join(left))
+        await asyncio.sleep(0.01)
     await flush(hands, node)
     for argv in (["ipvsadm", "-C"], ["ipset", "destroy"]):
         await hands.run(node, argv, fails=True)  # not installed, or none of it in the kernel

@@ -29,11 +29,16 @@ from testbed.objects.status import ApiError
 from testbed.objects.store import Store
 from testbed.proxy import proxiers
 from testbed.spec.model import NodeSpec
-from testbed.state import NODE, NetnsState, NodeState
+from testbed.state import NODE, NodeState
 
 FACTS = ClusterFacts("cluster.local", ("10.244.0.0/16",), ("10.96.0.0/12",), ("192.168.100.0/24",), ())
 MACHINES = tuple(
-    NodeSpec(f"node-{n}", (ip_address(f"192.168.100.{10 + n}"),), (ip_network(f"10.244.{n}.0/24"),))
+    NodeSpec(
+        f"node-{n}",
+        (ip_address(f"192.168.100.{10 + n}"),),
+        (ip_network(f"10.244.{n}.0/24"),),
+        subnets=(ip_network("192.168.100.0/24"),),
+    )
     for n in (1, 2, 3)
 )
 
@@ -75,8 +80,9 @@ class Machines:
         self.spec = SimpleNamespace(nodes=MACHINES)
         self.crashed: dict[str, Any] = {}
         self.agents: dict[str, Agent] = {}
-        self.emptied: list[tuple[str, NetnsState]] = []
+        self.emptied: list[tuple[str, NodeState]] = []
         self.refusing = ""
+        self.fabric: list[tuple[str, tuple[str, ...]]] = []
         self.tasks: list[asyncio.Task[None]] = [asyncio.create_task(self.plane.run())]
         self.membership = Membership(cast(Any, self), self.empty)
 
@@ -101,7 +107,26 @@ class Machines:
     async def end(self, node: str) -> None:
         self.plane.dismiss(node)
 
-    async def empty(self, node: str, had: NetnsState) -> None:
+    def crash(self, node: str) -> None:
+        self.agents[node].closed = True
+
+    async def boot(self, node: str) -> None:
+        self.plane.rebooted(node)
+        await self.begin(node)
+
+    def owner(self, address: str) -> str:
+        owned = {str(each.addresses[0]): each.name for each in MACHINES} | {"192.168.100.1": "gateway"}
+        return owned.get(address, "")
+
+    async def readdress(self, node: str, addresses: tuple[str, ...]) -> None:
+        if self.refusing:
+            raise TestbedError(self.refusing)
+        self.fabric.append((node, addresses))
+
+    async def tell_routers(self) -> None:
+        self.fabric.append(("routers", ()))
+
+    async def empty(self, node: str, had: NodeState) -> None:
         self.emptied.append((node, had))
 
 
@@ -198,8 +223,8 @@ def test_what_a_leaving_node_cannot_remove_in_time_is_removed_for_it(monkeypatch
 
     async def tell(machines: Machines) -> None:
         machines.agents["node-3"].go.clear()
-        had = machines.plane.workers["node-3"].applied.netns
-        assert had != NetnsState()
+        had = machines.plane.workers["node-3"].applied
+        assert had != NodeState()
         with pytest.raises(NotConverged, match="node-3: node node-3 is deleted"):
             await machines.membership.leave("node-3")
         assert machines.emptied == [("node-3", had)]
@@ -213,7 +238,7 @@ def test_a_node_whose_agent_is_gone_leaves_and_its_pods_with_it() -> None:
         machines.store.create(pod("a", "node-3"))
         assert await machines.plane.settle(5)
         machines.agents["node-3"].closed = True
-        had = machines.plane.workers["node-3"].applied.netns
+        had = machines.plane.workers["node-3"].applied
         await machines.membership.leave("node-3")
         assert machines.store.list("Pod") == []
         assert machines.emptied == [("node-3", had)]
@@ -348,5 +373,99 @@ def test_changes_while_a_node_was_no_node_do_not_count_for_its_rules() -> None:
         await machines.membership.join(node())
         assert await plane.settle(5)
         assert [each for each in plane.proxying.programmed if each.node == "node-3"] == []
+
+    story(tell)
+
+
+def internal(obj: dict[str, Any]) -> list[str]:
+    return [each["address"] for each in obj["status"]["addresses"] if each["type"] == "InternalIP"]
+
+
+def test_a_node_that_gets_another_address_keeps_its_pods_and_all_nodes_follow() -> None:
+    async def tell(machines: Machines) -> None:
+        own = pod("own", "node-3")
+        own["spec"]["hostNetwork"] = True
+        machines.store.create(own)
+        machines.store.create(pod("a", "node-3"))
+        assert await machines.plane.settle(5)
+        before = machines.store.get("Pod", "default", "a")["status"]["podIP"]
+        applied = machines.plane.workers["node-3"].applied
+        version = int(machines.store.resource_version)
+        answer = await machines.membership.readdress("node-3", ["192.168.100.33"])
+        assert internal(answer) == ["192.168.100.33"]
+        assert machines.emptied == [("node-3", applied)]
+        assert machines.fabric == [("node-3", ("192.168.100.33/24",)), ("routers", ())]
+        assert await machines.plane.settle(5)
+        assert internal(machines.store.get("Node", "", "node-3")) == ["192.168.100.33"]
+        status = machines.store.get("Pod", "default", "own")["status"]
+        assert (status["hostIP"], status["podIP"]) == ("192.168.100.33", "192.168.100.33")
+        status = machines.store.get("Pod", "default", "a")["status"]
+        assert (status["hostIP"], status["podIP"]) == ("192.168.100.33", before)
+        followed = list(machines.membership.since(version))
+        assert {(each.change.what, each.node) for each in followed} == {
+            ("readdressed", name) for name in machines.agents
+        }
+        routes = machines.plane.workers["node-1"].applied.netns.routes.values()
+        assert "192.168.100.33" in {route.via for route in routes}
+        await machines.membership.leave("node-3")
+        await machines.membership.join(node())
+        assert internal(machines.store.get("Node", "", "node-3")) == ["192.168.100.33"]
+
+    story(tell)
+
+
+@pytest.mark.parametrize(
+    ("addresses", "why"),
+    [
+        ([], "one IPv4 address"),
+        (["fd00::1"], "one IPv4 address"),
+        (["192.168.100.33", "192.168.100.34"], "one IPv4 address"),
+        (["192.168.100.x"], "does not appear"),
+        (["192.168.101.3"], "no host address of 192.168.100.0/24"),
+        (["192.168.100.255"], "no host address of 192.168.100.0/24"),
+        (["192.168.100.1"], "already that of gateway"),
+        (["192.168.100.11"], "already that of node-1"),
+    ],
+)
+def test_addresses_that_a_machine_cannot_have_are_refused(addresses: list[str], why: str) -> None:
+    async def tell(machines: Machines) -> None:
+        with pytest.raises(ApiError, match=why):
+            await machines.membership.readdress("node-3", addresses)
+        assert (machines.emptied, machines.fabric) == ([], [])
+        assert machines.plane.workers["node-3"].alive
+
+    story(tell)
+
+
+def test_a_node_that_is_not_reached_keeps_its_address() -> None:
+    async def tell(machines: Machines) -> None:
+        with pytest.raises(ApiError, match="not found"):
+            await machines.membership.readdress("node-9", ["192.168.100.33"])
+        machines.plane.workers["node-3"].pause()
+        with pytest.raises(ApiError, match="does not answer"):
+            await machines.membership.readdress("node-3", ["192.168.100.33"])
+        machines.plane.workers["node-3"].resume()
+        machines.agents["node-3"].closed = True
+        with pytest.raises(ApiError, match="does not answer"):
+            await machines.membership.readdress("node-3", ["192.168.100.33"])
+
+    story(tell)
+
+
+def test_a_machine_that_the_fabric_cannot_readdress_boots_with_what_it_had() -> None:
+    async def tell(machines: Machines) -> None:
+        machines.refusing = "no such host"
+        begin = machines.begin
+
+        async def boots(node: str) -> None:
+            machines.refusing = ""
+            await begin(node)
+
+        machines.begin = boots  # type: ignore[method-assign]
+        with pytest.raises(TestbedError, match="no such host"):
+            await machines.membership.readdress("node-3", ["192.168.100.33"])
+        assert await machines.plane.settle(5)
+        assert internal(machines.store.get("Node", "", "node-3")) == ["192.168.100.13"]
+        assert machines.plane.workers["node-3"].alive
 
     story(tell)
