@@ -1,4 +1,4 @@
-"""Machines of the fabric join the cluster (``POST``), leave it (``DELETE``) and get other addresses."""
+"""Machines of the fabric join the cluster and leave it; nodes get other addresses, their network restarts."""
 
 from __future__ import annotations
 
@@ -28,8 +28,13 @@ def routes(membership: Membership) -> list[web.RouteDef]:
             raise ApiError.bad_request("addresses: must be a list of addresses")
         return web.json_response(await membership.readdress(request.match_info["name"], addresses))
 
+    async def restart(request: web.Request) -> web.Response:
+        await membership.restart(request.match_info["name"])
+        return web.json_response({})
+
     return [
         web.post("/apis/testbed/v1/nodes/{name}/addresses", readdress),
+        web.post("/apis/testbed/v1/nodes/{name}/restart", restart),
         web.post("/api/v1/nodes", join),
         web.delete("/api/v1/nodes/{name}", leave),
     ]

@@ -93,10 +93,6 @@ def routes(runtime: Runtime, measurements: Any, membership: Membership) -> list[
         text += exposition(plane.naming.distribution, naming.METRIC, naming.METRIC_HELP)
         return web.Response(text=text, content_type="text/plain", charset="utf-8")
 
-    async def resync(request: web.Request) -> web.Response:
-        runtime.resync(request.match_info["name"])
-        return web.json_response({})
-
     async def pod_exec(request: web.Request) -> web.StreamResponse:
         info = request.match_info
         container = request.query.get("container", "")
@@ -125,7 +121,6 @@ def routes(runtime: Runtime, measurements: Any, membership: Membership) -> list[
         web.post(f"{group}/path", path),
         web.post("/api/v1/namespaces/{namespace}/pods/{name}/exec", pod_exec),
         web.post(f"{group}/nodes/{{name}}/exec", node_exec),
-        web.post(f"{group}/nodes/{{name}}/resync", resync),
         web.post(f"{group}/hosts/{{name}}/exec", host_exec),
         web.post(f"{group}/shell", shell),
     ]

@@ -30,7 +30,7 @@ COMMANDS: tuple[str, ...] = (
     "get",
     "describe",
     "scale",
-    "readdress",
+    "node",
     "save",
     "load",
     "exec",

@@ -31,6 +31,9 @@ from testbed.wait import patient
 
 Object = dict[str, Any]
 
+What = Literal["added", "deleted", "readdressed", "restarted"]
+"""What happens to a node."""
+
 KIND = BY_NAME["Node"]
 WITHIN = 60.0
 """Seconds in which a change of nodes has to be in force on each of them."""
@@ -140,10 +143,7 @@ class Membership:
         """
         async with self._changing:
             self._plane.store.get("Node", "", name)
-            worker = self._plane.workers.get(name)
-            if worker is None or not worker.alive or worker.paused:
-                text = "its agent does not answer: heal its fault first"
-                raise ApiError.conflict(KIND, name, text)
+            worker = self._reached(name)
             machine = self._readdressed(name, addresses)
             had = worker.applied
             self._runtime.crash(name)
@@ -163,6 +163,25 @@ class Membership:
             itself = self._following(change, [name])
             self._refuse_late(change, [*await others, *await itself])
         return node
+
+    async def restart(self, name: str) -> None:
+        """Restart what makes a node's network, kube-proxy and the dataplane's agent with its daemons: all is
+        set again, also what only a start mends. Returns when it is in force.
+
+        Raises ApiError, NotConverged.
+        """
+        async with self._changing:
+            self._plane.store.get("Node", "", name)
+            self._reached(name).restart()
+            change = self._change(name, "restarted", self._plane.clock.now())
+            self._refuse_late(change, await self._following(change, [name]))
+
+    def _reached(self, name: str) -> NodeWorker:
+        """Who works for a node. Raises ApiError where its agent does not answer."""
+        worker = self._plane.workers.get(name)
+        if worker is None or not worker.alive or worker.paused:
+            raise ApiError.conflict(KIND, name, "its agent does not answer: heal its fault first")
+        return worker
 
     def _readdressed(self, name: str, addresses: Sequence[str]) -> NodeSpec:
         """The machine with these addresses. Raises ApiError where it cannot have them."""
@@ -187,7 +206,7 @@ class Membership:
         """What is kept of changes later than ``version``, in the order in which they came into force."""
         return (each for each in self.programmed if each.change.version > version)
 
-    def _change(self, node: str, what: Literal["added", "deleted", "readdressed"], written: float) -> Change:
+    def _change(self, node: str, what: What, written: float) -> Change:
         """The store's last one."""
         return Change(int(self._plane.store.resource_version), "Node", "", node, what, written)
 
@@ -196,7 +215,7 @@ class Membership:
         workers = [self._plane.workers[name] for name in names]
         asked = [each for each in workers if each.alive and not each.paused]
         # A round that is under way may have begun before the change, but where the node itself came with it.
-        joins = change.name if change.what != "deleted" else ""
+        joins = change.name if change.what in ("added", "readdressed") else ""
         before = [0 if each.name == joins else each.rounds for each in asked]
         return asyncio.gather(*(self._late(*each, change) for each in zip(asked, before, strict=True)))
 

@@ -24,7 +24,8 @@ BUCKETS = (0.015, 0.03, 0.06, 0.12, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 6
 class Change:
     """One change of what Services lead to: the object's version, identity and when it was written.
 
-    what: ``added``, ``modified``, ``deleted`` or, of a node, ``readdressed``; written: seconds since 1970.
+    what: ``added``, ``modified``, ``deleted`` or, of a node, ``readdressed`` or ``restarted``;
+    written: seconds since 1970.
     """
 
     version: int

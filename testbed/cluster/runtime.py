@@ -378,11 +378,6 @@ class Runtime:
         """The channel to a node's agent. Raises ApiError."""
         return self._agent(node)
 
-    def resync(self, node: str) -> None:
-        """Have all of a node's rules made again, as a kube-proxy that was restarted does. Raises ApiError."""
-        self._agent(node)
-        self.plane.workers[node].forget_rules()
-
     # --- what there is ------------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:

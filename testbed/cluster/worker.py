@@ -14,6 +14,7 @@ from testbed.cluster.messages import (
     AnyMessage,
     Applied,
     Apply,
+    Change,
     ChangeNetns,
     ChangeSandboxes,
     Connection,
@@ -28,6 +29,7 @@ from testbed.cluster.messages import (
     PodEnded,
     PodEvent,
     RulesLost,
+    RunDaemons,
     SandboxFailed,
     SandboxGone,
     SandboxReady,
@@ -43,6 +45,9 @@ log = logging.getLogger(__name__)
 
 News = PodChanged | PodEvent | PodEnded | SandboxReady | SandboxFailed | SandboxGone
 """What an agent says unasked of its pods."""
+
+LOOKED_AFTER = ("routes", "neighbours", "fdb")
+"""What a dataplane's agent sets when it starts, beside rules, whatever it finds; devices stay."""
 
 RETRY_SECONDS = 1.0
 """How long after a failed apply the node is looked at again."""
@@ -116,7 +121,7 @@ class NodeWorker:
         self._problem = self._network_problem = ""
         self._sandboxes: set[str] = set()  # uids of which the agent has something
         self._awaited: set[str] = set()  # those of which it has not said yet what came of them
-        self._rules_lost = False
+        self._rules_lost = self._restarts = False
         self._going = asyncio.Event()
         self._going.set()
         self._unsaid: list[News] = []
@@ -253,6 +258,11 @@ class NodeWorker:
         self._rules_lost = True
         self.touch()
 
+    def restart(self) -> None:
+        """Have what makes the node's network start anew: daemons end, and all that it sets is set again."""
+        self._restarts = True
+        self.forget_rules()
+
     def _tell(self, problem: str) -> None:
         """Say once that something is wrong with the node, and once that it no longer is."""
         problem = problem or self._network_problem
@@ -263,12 +273,17 @@ class NodeWorker:
     async def _sync(self) -> None:
         begun = time.monotonic()
         desired = self._plane.desired(self.name)
+        ended: tuple[Change, ...] = ()
         if self._rules_lost:
-            self._rules_lost = False
-            lost: dict[str, Any] = {part: {} for part in ("chains", *NFT_PARTS)}
+            parts = ("chains", *NFT_PARTS, *(LOOKED_AFTER if self._restarts else ()))
+            lost: dict[str, Any] = {part: {} for part in parts}
             netns = msgspec.structs.replace(self._applied.netns, **lost)
             self._applied = msgspec.structs.replace(self._applied, netns=netns)
-        changes = diff(self._applied, desired)
+            if self._restarts and self._applied.daemons:
+                ended = (RunDaemons({}),)
+                self._applied = msgspec.structs.replace(self._applied, daemons={})
+            self._rules_lost = self._restarts = False
+        changes = (*ended, *diff(self._applied, desired))
         if not changes and desired.netns is not self._applied.netns:
             # A look that finds nothing to change still is one: what an earlier one left for later is done.
             changes = (ChangeNetns(NODE, NetnsState(), NetnsState()),)

@@ -727,6 +727,19 @@ def test_racks_go_on_speaking_when_one_has_no_node_and_it_is_spoken_to_when_it_h
         reached_by_all(cluster)
 
 
+def test_on_racks_a_node_with_other_addresses_is_spoken_to_by_its_router(tmp_path: Path) -> None:
+    with racks(tmp_path, 2) as cluster:
+        before = cluster.client.get("/api/v1/nodes/node-2")["status"]["addresses"]
+        had = [each["address"] for each in before if each["type"] == "InternalIP"]
+        addresses = [str(ip_address(each) + 60) for each in had]
+        cluster.client.post("/apis/testbed/v1/nodes/node-2/addresses", {"addresses": addresses})
+        reached_by_all(cluster)
+        shown = birds(cluster.host("leaf2"), "leaf2", "show", "protocols", "all")
+        spoken = {line.split()[-1] for line in shown.splitlines() if "Neighbor address" in line}
+        assert spoken >= set(addresses)
+        assert spoken.isdisjoint(had)
+
+
 @pytest.mark.needs("ipip-tunnel")
 def test_on_racks_ipv6_goes_by_bgp_where_ipv4_goes_through_ipip(tmp_path: Path) -> None:
     with racks(tmp_path, 2, ", ipipMode: CrossSubnet") as cluster:

@@ -170,15 +170,6 @@ def test_pods_that_come_and_go_and_move_are_reached(cluster: Cluster) -> None:
         eventually(lambda: answers(cluster, "a", "10.96.0.80", "b"), "the Service follows")
 
 
-def test_rules_that_are_made_anew_stay_the_same(cluster: Cluster) -> None:
-    """What a dataplane and kube-proxy do when they are restarted."""
-    for number in (1, 2, 3):
-        cluster.client.post(f"/apis/testbed/v1/nodes/node-{number}/resync", {})
-    cluster.settle()
-    assert all_reach(cluster)
-    eventually(lambda: answers(cluster, "a", "10.96.0.80", "b"), "the Service answers")
-
-
 @pytest.mark.parametrize("variant", EACH)
 def test_node_that_leaves_is_forgotten_and_one_that_joins_is_reached(variant: str, tmp_path: Path) -> None:
     """The machine of a node that left is as it was; its pods are gone, and nothing leads there any more."""
@@ -264,3 +255,50 @@ def test_node_that_boots_with_another_address_is_reached_by_it_alone(variant: st
         assert {(each["what"], each["name"], each["node"]) for each in followed} == {
             ("readdressed", "node-3", name) for name in ("node-1", "node-2", "node-3")
         }
+
+
+@pytest.mark.parametrize("variant", EACH)
+def test_network_of_a_node_that_is_restarted_has_again_what_somebody_took_away(
+    variant: str, tmp_path: Path
+) -> None:
+    """kube-proxy and the dataplane's agent set all of their own again when they start; daemons are others."""
+    with up(variant, tmp_path, "again") as cluster:
+        before, daemons = leading(cluster, "node-1"), programs(cluster, "node-1")
+        assert take_away(cluster, "node-1") or "via" not in before
+        ok(cluster.node("node-1"), "iptables", "-t", "nat", "-F", "POSTROUTING")
+        cluster.client.post("/apis/testbed/v1/nodes/node-1/restart", {})
+        eventually(lambda: lines(leading(cluster, "node-1")) == lines(before), "what led to others is back")
+        eventually(lambda: all_reach(cluster), "all pods reach each other")
+        eventually(lambda: answers(cluster, "a", "10.96.0.80", "b"), "the Service answers")
+        again = programs(cluster, "node-1")
+        assert sorted(again.values()) == sorted(daemons.values())
+        assert again.keys().isdisjoint(daemons)
+        last = [each for each in cluster.programming(of="nodes")["items"] if each["what"] == "restarted"][-1]
+        assert (last["name"], last["node"]) == ("node-1", "node-1")
+
+
+def take_away(cluster: Cluster, name: str) -> int:
+    """Delete the routes, neighbours and forwarding entries that a dataplane has set itself; how many."""
+    node, gone = cluster.node(name), 0
+    for route in told(node, "ip", "-json", "route"):
+        if route.get("protocol") not in ("kernel", "bird") and route["dst"] != "default":
+            ok(node, "ip", "route", "delete", route["dst"])
+            gone += 1
+    for entry in told(node, "ip", "-json", "neigh", "show", "nud", "permanent"):
+        ok(node, "ip", "neigh", "delete", entry["dst"], "dev", entry["dev"])
+        gone += 1
+    for entry in told(node, "bridge", "-json", "fdb", "show"):
+        if "dst" in entry:
+            ok(node, "bridge", "fdb", "delete", entry["mac"], "dev", entry["ifname"], "dst", entry["dst"])
+            gone += 1
+    return gone
+
+
+def programs(cluster: Cluster, node: str) -> dict[str, str]:
+    """The node's daemons: pid → command; nodes see each other's processes."""
+    lines = ok(cluster.node(node), "ps", "-eo", "pid=,args=").splitlines()
+    return dict(line.strip().split(" ", 1) for line in lines if f"/run/testbed-daemons/{node}/" in line)
+
+
+def lines(text: str) -> list[str]:
+    return sorted(text.splitlines())

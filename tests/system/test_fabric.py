@@ -276,6 +276,38 @@ def test_a_bad_route_is_an_error_that_shows_it(tmp_path: Path) -> None:
     assert "in line: route replace 10.244.1.0/24 via 8.8.8.8" in with_net(Single, look, tmp_path)
 
 
+def test_a_host_gets_other_addresses_and_is_reached_by_them_alone(tmp_path: Path) -> None:
+    def look(net: ClusterNet) -> Any:
+        net.set_routes({"gateway": {"10.244.1.0/24": ("192.168.100.11",)}})
+        with pytest.raises(InputError, match="must be of the families of"):
+            net.readdress("node-1", ["192.168.100.33/24"])
+        with pytest.raises(InputError, match="no such host in the fabric: s1"):
+            net.readdress("s1", ["192.168.100.33/24"])
+        net.readdress("node-1", ["fd00::33/64", "192.168.100.33/24"])
+        found = [
+            address["local"]
+            for address in ip_json(net, "node-1", "address", "show", "dev", "eth0")[0]["addr_info"]
+            if address["scope"] == "global"
+        ]
+        targets = ("192.168.100.33", "fd00::33", "192.168.100.11")
+        return [*sorted(found), *(reaches(net, "client", target) for target in targets)]
+
+    assert with_net(Single, look, tmp_path) == ["192.168.100.33", "fd00::33", True, True, False]
+
+
+def test_routes_by_a_host_follow_its_address(tmp_path: Path) -> None:
+    by_node, by_client = "10.244.1.0/24", "10.9.0.0/16"
+
+    def look(net: ClusterNet) -> Any:
+        net["gateway"].params["routes"] = [(by_node, "192.168.100.11"), (by_client, "203.0.113.10")]
+        net.configHosts()
+        net.readdress("node-1", ["192.168.100.33/24", "fd00::11/64"])
+        found = ip_json(net, "gateway", "route")
+        return {route["dst"]: route["gateway"] for route in found if "gateway" in route}
+
+    assert with_net(Single, look, tmp_path) == {by_node: "192.168.100.33", by_client: "203.0.113.10"}
+
+
 def test_a_link_added_to_a_running_network_works(tmp_path: Path) -> None:
     def look(net: ClusterNet) -> Any:
         net.addLink("node-1", "client", params1={"ips": ["10.9.0.1/30"]}, params2={"ips": ["10.9.0.2/30"]})

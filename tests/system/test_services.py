@@ -261,7 +261,7 @@ def test_rules_that_somebody_flushed_come_back_as_they_were(cluster: Cluster, tm
     wait_until(back, SECONDS, "the rules are back", interval=0.1, detail=difference)
     assert rules() == before
     assert node.run(["iptables", "-t", "nat", "-F", "KUBE-SERVICES"]).code == 0  # no canary sees this
-    cluster.client.post("/apis/testbed/v1/nodes/node-1/resync", {})
+    cluster.client.post("/apis/testbed/v1/nodes/node-1/restart", {})
     cluster.settle()
     assert rules() == before
 

@@ -305,12 +305,17 @@ def test_steps_within_a_step_are_read_and_their_problems_told(tmp_path: Path) ->
     assert [one.path for one in caught.value.problems] == ["steps[0].ask.during[0].rollout.deployment"]
 
 
-def test_a_node_leaves_or_joins_and_not_both(tmp_path: Path) -> None:
+def test_one_thing_happens_to_a_node(tmp_path: Path) -> None:
     lines = "steps:\n- node: {{{}}}\n"
     scenario = load_scenario(write(tmp_path, lines.format("leave: node-2")))
     assert scenario.steps[0][1] == NodeStep(leave="node-2")
+    scenario = load_scenario(write(tmp_path, lines.format("readdress: node-2, addresses: [192.168.100.33]")))
+    assert scenario.steps[0][1] == NodeStep(readdress="node-2", addresses=["192.168.100.33"])
     for wrong in ("", "leave: node-2, join: node-2"):
-        with pytest.raises(InputError, match="which node is to leave, or which is to join"):
+        with pytest.raises(InputError, match="say one of leave, join, readdress, restart"):
+            load_scenario(write(tmp_path, lines.format(wrong)))
+    for wrong in ("readdress: node-2", "restart: node-2, addresses: [192.168.100.33]"):
+        with pytest.raises(InputError, match="readdress takes addresses"):
             load_scenario(write(tmp_path, lines.format(wrong)))
 
 
