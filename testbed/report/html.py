@@ -21,7 +21,7 @@ from testbed.report.colours import PATH_NAMES, PATHS, RUNS, SIGNS, VERDICTS
 from testbed.report.commands import commands
 from testbed.report.comparison import comparison
 from testbed.report.heatmap import heatmap
-from testbed.report.loads import growth, named, over_time, programming
+from testbed.report.loads import growth, named, node_changes, over_time, programming
 from testbed.report.loads import tiles as load_tiles
 from testbed.report.lookups import lookups
 from testbed.report.pieces import card as _card
@@ -77,6 +77,7 @@ def single(run: Run, name: str) -> str:
         probes(run),
         growth(run.frame),
         programming(run.frame),
+        node_changes(run.frame),
         _summary_table(run, table),
         _environment(run),
         _footer(),

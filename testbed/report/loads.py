@@ -18,7 +18,7 @@ from testbed.report import svg
 from testbed.report.colours import RUNS, VERDICTS
 from testbed.report.pieces import card, table
 from testbed.report.plots import Line, ecdf, legend
-from testbed.report.svg import duration
+from testbed.report.svg import NOTHING, duration
 
 BINS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 """Seconds that one bar may stand for."""
@@ -399,6 +399,25 @@ def programming(samples: pd.DataFrame) -> str:
     key = legend({line.name: line.colour for line in lines})
     drawn = card(ecdf(lines, subject="network programming latency (logarithmic)"))
     return f'<h2>How fast rules follow</h2>{note}{key}<div class="grid2">{drawn}</div>'
+
+
+def node_changes(samples: pd.DataFrame) -> str:
+    """The section on how soon nodes followed a change of one of them; "" where none changed."""
+    found = samples[samples["kind"].eq("programming") & samples["step"].eq(NODE_CHANGES)]
+    rows = []
+    for (variant, what, node), of in found.groupby(["variant", "source", "destination"], sort=False):
+        own = of.loc[of["destination_node"] == node, "seconds"]
+        others = of.loc[of["destination_node"] != node, "seconds"]
+        figures = [duration(each.max()) if len(each) else NOTHING for each in (own, others)]
+        rows.append([escape(named(str(variant), f"{node} {str(what).split()[0]}")), *figures])
+    if not rows:
+        return ""
+    note = (
+        '<p class="note">From the change until the node itself, and the slowest of the others, had applied '
+        "what it means. Routing daemons converge after that.</p>"
+    )
+    heads = ["change", "the node itself#", "the slowest other#"]
+    return f"<h2>How fast nodes follow</h2>{note}" + card(table(heads, rows))
 
 
 def tiles(run: Run) -> Iterator[tuple[str, str]]:
