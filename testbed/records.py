@@ -313,7 +313,10 @@ class Event(msgspec.Struct, frozen=True):
 
 
 CHANGES: Final = frozenset(
-    {"fault applied", "fault healed", "applying", "deleting", "rollout begun", "node leaves", "node joins"}
+    {
+        *("fault applied", "fault healed", "applying", "deleting", "rollout begun"),
+        *("node leaves", "node joins", "node restarts", "node readdressed"),
+    }
 )
 """Events after which a network has to converge."""
 

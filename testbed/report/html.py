@@ -32,6 +32,7 @@ from testbed.report.sides import read_sides
 from testbed.report.svg import NOTHING, duration
 from testbed.report.topology import topology
 from testbed.report.trust import few_blocks, mark, near_floor, overloads
+from testbed.report.variants import side_by_side
 from testbed.report.ways import ways
 
 
@@ -66,6 +67,7 @@ def single(run: Run, name: str) -> str:
     parts = [
         _header(run, name),
         _tiles(run, table),
+        side_by_side(run),
         commands(run.events),
         topology(run.environment),
         _expectations(run.expectations),

@@ -1,4 +1,4 @@
-"""The parts of a report on probes, ways, the cluster and trust, from samples made by hand."""
+"""Parts of a report: probes, ways, variants, nodes, the cluster and trust, from samples made by hand."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import numpy as np
 
 from testbed.measure.frames import frame_of, median_interval, samples_of, summary
 from testbed.measure.machine import overloaded
-from testbed.records import Event, Run, Sample, path_samples
-from testbed.report.loads import loads
+from testbed.records import NODE_CHANGES, Event, Run, Sample, path_samples
+from testbed.report.loads import loads, node_changes
 from testbed.report.probes import probes
+from testbed.report.svg import NOTHING
 from testbed.report.topology import levels, topology
 from testbed.report.trust import near_floor, overloads
+from testbed.report.variants import side_by_side
 from testbed.report.ways import ways
 
 
@@ -234,3 +236,93 @@ def test_the_interval_of_repetitions_draws_whole_ones() -> None:
     values = np.concatenate([np.full(500, 1.0), np.full(500, 2.0)])
     groups = np.repeat([1, 2], 500)
     assert median_interval(values, groups=groups) == (1.0, 2.0)
+
+
+def rows(html: str) -> dict[str, list[str]]:
+    """Label → cells of the table."""
+    found = {}
+    for row in re.findall("<tr>(.*?)</tr>", html):
+        label, *cells = re.findall("<t[dh][^>]*>(.*?)</t[dh]>", row)
+        found[label] = cells
+    return found
+
+
+def event(what: str, variant: str, **detail: Any) -> Event:
+    return Event(0.0, 0.0, what, {"variant": variant, **detail})
+
+
+def echoes(variant: str, path: str, *seconds: float | None) -> list[Sample]:
+    return [
+        sample(
+            number,
+            kind="rtt",
+            step="trips",
+            variant=variant,
+            path=path,
+            seconds=each,
+            verdict="ok" if each else "timeout",
+        )
+        for number, each in enumerate(seconds)
+    ]
+
+
+def test_each_variant_is_a_column_and_what_it_has_not_is_empty() -> None:
+    samples = [
+        *echoes("one", "same-node", 10e-6, 30e-6, 20e-6),
+        *echoes("one", "cross-node", 50e-6),
+        *echoes("two", "same-node", 40e-6),
+        *echoes("two", "loopback", 1e-6),
+    ]
+    samples += [
+        sample(n, step="load", variant="two", verdict="ok" if n != 5 else "timeout") for n in range(9)
+    ]
+    samples += [
+        sample(n, step="bulk", variant="one", protocol="throughput", bits_per_second=n * 1e8, seconds=None)
+        for n in (1, 2, 3)
+    ]
+    events = [
+        event("cluster up", "one", seconds=2.0),
+        event("cluster up", "two", seconds=3.0),
+        event("read", "two", name="MTU", value="1450"),
+    ]
+    assert rows(side_by_side(run_of(samples, events))) == {
+        "": ["one", "two"],
+        "cluster up": ["2.00 s", "3.00 s"],
+        "trips, same node": ["20.0 µs", "40.0 µs"],
+        "trips, cross node": ["50.0 µs", NOTHING],
+        "load": [NOTHING, "104 µs"],
+        "load: longest outage": [NOTHING, "100 ms"],
+        "bulk, Mbit/s": ["200", NOTHING],
+        "MTU": [NOTHING, "1450"],
+    }
+
+
+def test_without_variants_there_is_nothing_to_compare() -> None:
+    assert side_by_side(run_of([sample(1)], [event("read", "", name="MTU", value="1450")])) == ""
+    assert side_by_side(run_of(echoes("one", "same-node", 1e-6))) == ""
+
+
+def test_how_fast_nodes_follow_tells_the_node_itself_from_the_slowest_other() -> None:
+    def change(what: str, node: str, seconds: float) -> Sample:
+        return sample(
+            1,
+            kind="programming",
+            step=NODE_CHANGES,
+            source=f"{what} Node",
+            destination="node-2",
+            destination_node=node,
+            seconds=seconds,
+        )
+
+    samples = [
+        change("readdressed", "node-2", 0.5),
+        change("readdressed", "node-1", 0.02),
+        change("readdressed", "node-3", 0.03),
+        change("restarted", "node-2", 0.1),
+    ]
+    assert rows(node_changes(run_of(samples).frame)) == {
+        "change": ["the node itself", "the slowest other"],
+        "node-2 readdressed": ["500 ms", "30.0 ms"],
+        "node-2 restarted": ["100 ms", NOTHING],
+    }
+    assert node_changes(run_of([sample(1)]).frame) == ""

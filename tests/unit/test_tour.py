@@ -76,6 +76,24 @@ def test_a_command_is_checked_by_what_it_prints(monkeypatch: pytest.MonkeyPatch)
     assert shown.count("$ testbed --version</span>\ntestbed --version on it") == 2
 
 
+def test_what_a_command_tells_is_recorded_under_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "_run", lambda *_: (0, "mtu 1450\nroutes 5\n"))
+    context = make_context()
+    reads = {"MTU": "^mtu ([0-9]+)$", "routes": "^routes ([0-9]+)$"}
+    Command(name="a node", run_="testbed get nodes", reads=reads).run(context)
+    Command(name="another", run_="testbed get nodes", reads={"rules": "^rules ([0-9]+)$"}).run(context)
+    assert [(one.detail["name"], one.detail["value"]) for one in context.events if one.what == "read"] == [
+        ("MTU", "1450"),
+        ("routes", "5"),
+    ]
+    assert [(one.met, one.observed) for one in context.expectations] == [
+        (True, "as expected"),
+        (False, "no rules in it"),
+    ]
+    with pytest.raises(ValueError, match="reads: MTU: needs one group"):
+        Command(run_="testbed get nodes", reads={"MTU": "mtu"})
+
+
 ROW = (
     '{"name": "web", "at": 1.0, "seconds": 0.002, "network": 0.001, "addresses": ["10.96.0.50"], "error": "",'
     ' "questions": [["web.default.svc.cluster.local", "A"], ["web.default.svc.cluster.local", "AAAA"]],'

@@ -27,16 +27,23 @@ class Command(Step, frozen=True, kw_only=True):
     Service's ClusterIP (``NAMESPACE/NAME`` outside default).
 
     say: what it shows, for the reader. prints: regular expressions that must be found in what it prints,
-    hides: such that must not; there, too, places are filled in. code: its exit code. within: seconds in which
-    it has to come true, being run again until then.
+    hides: such that must not; there, too, places are filled in. reads: name → such a one with a group, whose
+    text is recorded under that name, to be compared between variants. code: its exit code. within: seconds in
+    which it has to come true, being run again until then.
     """
 
     run_: str = msgspec.field(name="run")
     say: str = ""
     prints: tuple[str, ...] = ()
     hides: tuple[str, ...] = ()
+    reads: dict[str, str] = msgspec.field(default_factory=dict)
     code: int = 0
     within: Annotated[float, msgspec.Meta(ge=0, le=600)] = 0.0
+
+    def __post_init__(self) -> None:
+        for name, pattern in self.reads.items():
+            if re.compile(pattern).groups != 1:
+                raise ValueError(f"reads: {name}: needs one group: what is in parentheses is read")
 
     def run(self, context: Context) -> None:
         """Run it, show it and compare."""
@@ -55,6 +62,9 @@ class Command(Step, frozen=True, kw_only=True):
         for shown in output.rstrip().splitlines():
             context.report(f"    {shown}")
         context.note("command", title=self.name, say=self.say, line=line, output=output, code=code)
+        for name, pattern in self.reads.items():
+            if found := re.search(pattern, output, re.MULTILINE):
+                context.note("read", name=name, value=found[1])
         context.expect(
             self.name or line, self._expected(), "; ".join(problems) or "as expected", not problems
         )
@@ -67,12 +77,16 @@ class Command(Step, frozen=True, kw_only=True):
         for pattern in self.hides:
             if re.search(filled_in(pattern, context), output, re.MULTILINE):
                 problems.append(f"{pattern!r} in it")
+        for name, pattern in self.reads.items():
+            if not re.search(pattern, output, re.MULTILINE):
+                problems.append(f"no {name} in it")
         return problems
 
     def _expected(self) -> str:
         wanted = [f"exit code {self.code}"] if self.code else []
         wanted += [f"prints {pattern}" for pattern in self.prints]
         wanted += [f"does not print {pattern}" for pattern in self.hides]
+        wanted += [f"tells {name}" for name in self.reads]
         return "; ".join(wanted) or "succeeds"
 
 

@@ -40,7 +40,7 @@ class Node(Step, frozen=True, kw_only=True):
     def run(self, context: Context) -> None:
         """Have it done."""
         act, name = next((act, getattr(self, act)) for act in self.DONE if getattr(self, act))
-        context.note(f"node {act}s" if act != "readdress" else "node boots with another address", node=name)
+        context.note("node readdressed" if act == "readdress" else f"node {act}s", node=name)
         self._ask(context.cluster.client, act, name)
         changes = context.cluster.programming(of="nodes")["items"]
         last = changes[-1]["version"], changes[-1]["what"]
