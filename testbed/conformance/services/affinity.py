@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 from testbed.conformance.lab import Lab
@@ -17,10 +18,12 @@ from testbed.conformance.services.parts import (
     service,
     sticks,
 )
+from testbed.wait import patient
 
 SERVERS = ("one", "two", "three")
-WELL_WITHIN = 0.9
-"""Seconds, of an affinity of one."""
+SHORT = math.ceil(patient(0.5))
+"""Seconds of an affinity that ends; whole ones are to be had."""
+WELL_WITHIN = 0.9 * SHORT
 TRIES = 14
 """Choices of a server after each other; that all of them fall on the same of three has p = 2e-7."""
 
@@ -43,25 +46,25 @@ def affinity_holds_on_a_node_port(lab: Lab) -> None:
 @services.case()
 def affinity_ends_with_its_timeout_on_a_cluster_ip(lab: Lab) -> None:
     """Affinity lasts as long as connections follow each other within its timeout, and ends after it."""
-    *_, made = lab.apply(*map(server, SERVERS), client(), service(**affinity(1)))
+    *_, made = lab.apply(*map(server, SERVERS), client(), service(**affinity(SHORT)))
     _ends_with_its_timeout(lab, "client", cluster_ip(made), PORT)
 
 
 @services.case("outside")
 def affinity_ends_with_its_timeout_on_a_node_port(lab: Lab) -> None:
     """The same by a node port, from outside the cluster."""
-    *_, made = lab.apply(*map(server, SERVERS), service(type="NodePort", **affinity(1)))
+    *_, made = lab.apply(*map(server, SERVERS), service(type="NodePort", **affinity(SHORT)))
     _ends_with_its_timeout(lab, lab.outside, lab.node_ip(0), node_port(made))
 
 
 def _ends_with_its_timeout(lab: Lab, source: str, ip: str, port: int) -> None:
-    """Check an affinity of one second."""
+    """Check an affinity of SHORT."""
     lab.step("in time")
     last = sticks(lab, source, ip, port)
     asked, judged = float("-inf"), 0
 
     def other() -> str:
-        """Each connection begins the second anew; those that came later, on a busy machine, say nothing."""
+        """Each connection begins the time anew; those that came later, on a busy machine, say nothing."""
         nonlocal asked, last, judged
         before, asked = asked, time.monotonic()
         (heard,) = lab.ask(source, ip, port)
@@ -71,12 +74,12 @@ def _ends_with_its_timeout(lab: Lab, source: str, ip: str, port: int) -> None:
         judged += 1
         return "" if last == expected else f"within its timeout {source} hears {heard}, not '{expected}'"
 
-    lab.stays(other, 2.5)
+    lab.stays(other, 2.5 * SHORT)
     lab.check(judged > 0, "no connection followed another one within the timeout: the machine is too slow")
     lab.step("after it")
     heard = {last}
     for _ in range(TRIES):
-        time.sleep(1.3)  # the timeout, and a little
+        time.sleep(1.3 * SHORT)  # the timeout, and a little
         heard |= {one.answer for one in lab.ask(source, ip, port)}
         if len(heard) > 1:
             return
