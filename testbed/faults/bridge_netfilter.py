@@ -37,11 +37,10 @@ class BridgeNetfilterOff(Fault, frozen=True, kw_only=True):
 
         return on_nodes(states, (node.name for node in target.nodes), change)
 
-    async def missing(self, hands: Hands, target: Target) -> str:
+    async def amiss(self, hands: Hands, target: Target, on: bool) -> str:
         """Sysctls are not read back by themselves."""
         for node in target.nodes:
-            if "1" in (
-                shown := await hands.run(node.name, ["cat", *(f"/proc/sys/{path}" for path in SYSCTLS)])
-            ):
+            shown = await hands.run(node.name, ["cat", *(f"/proc/sys/{path}" for path in SYSCTLS)])
+            if on and "1" in shown:
                 return f"{node.name}: bridge-nf-call is {' '.join(shown.split())}"
         return ""

@@ -60,25 +60,20 @@ class ConntrackFull(Fault, frozen=True, kw_only=True):
             words = argv("fill_conntrack", str(MARK), str(wanted), str(self.rate))
             hands.keep(self.key(target), await hands.start(node.name, words))
 
-    async def missing(self, hands: Hands, target: Target) -> str:
-        """The kernel's own count."""
-        for node in target.nodes:
-            wanted, held = await self._wanted(hands, node.name), await _number(hands, node.name, COUNT)
-            if held < wanted - CLOSE:
-                return f"{node.name}: {held:,} of {wanted:,} connections"
-        return ""
-
     async def lift(self, hands: Hands, target: Target) -> None:
         """Remove what is ours and nothing else."""
         await hands.stopped(self.key(target))
         for node in target.nodes:
             await hands.run(node.name, argv("fill_conntrack", str(MARK)))
 
-    async def left(self, hands: Hands, target: Target) -> str:
-        """None of ours; once more if the program that was killed had one batch under way."""
+    async def amiss(self, hands: Hands, target: Target, on: bool) -> str:
+        """The kernel's own count. Healed, none of ours: once more if the program that was killed had one
+        batch under way."""
         for node, before in hands.before.get(self.key(target), {}).items():
-            held, filled = await _number(hands, node, COUNT), await self._wanted(hands, node) - before
-            if held > before + filled / 2 + OTHERS:
+            wanted, held = await self._wanted(hands, node), await _number(hands, node, COUNT)
+            if on and held < wanted - CLOSE:
+                return f"{node}: {held:,} of {wanted:,} connections"
+            if not on and held > before + (wanted - before) / 2 + OTHERS:
                 await hands.run(node, argv("fill_conntrack", str(MARK)))
                 return f"{node}: its connection table still holds {held:,}"
         return ""

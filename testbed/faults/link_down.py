@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import msgspec
 
-from testbed.faults.model import Ends, EndState, Fault, fault
+from testbed.faults.model import Ends, EndState, Fault, fault, told
 from testbed.faults.target import Aim, Target
 
 if TYPE_CHECKING:
@@ -37,16 +37,12 @@ class LinkDown(Fault, frozen=True, kw_only=True):
         for name in _nodes(target):
             hands.reconnect(name, self.key(target))
 
-    async def missing(self, hands: Hands, target: Target) -> str:
-        """Both ends of each link."""
-        up = [link.name for link in target.links if not await hands.down(link)]
-        return f"{', '.join(up)}: still up" if up else ""
-
-    async def left(self, hands: Hands, target: Target) -> str:
-        """Both ends of each link, unless another fault has its cable out."""
-        out = {end for end, state in hands.ends.items() if not state.up}
-        down = [link.name for link in target.links if not out & {*link.ends} and await hands.down(link)]
-        return f"{', '.join(down)}: still down" if down else ""
+    async def amiss(self, hands: Hands, target: Target, on: bool) -> str:
+        """Both ends of each link. Healed, unless another fault has its cable out."""
+        out = {end for end, state in hands.ends.items() if not (on or state.up)}
+        links = [link for link in target.links if not out & {*link.ends}]
+        wrong = [link.name for link in links if await hands.down(link) != on]
+        return told(wrong, "still up" if on else "still down")
 
 
 Seconds = Annotated[float, msgspec.Meta(ge=0.05, le=3600)]
@@ -73,10 +69,10 @@ class LinkFlap(LinkDown, frozen=True, kw_only=True):
     async def conclude(self, hands: Hands, target: Target) -> None:
         """Nothing more."""
 
-    async def missing(self, hands: Hands, target: Target) -> str:
+    async def amiss(self, hands: Hands, target: Target, on: bool) -> str:
         """Whether it was seen to be out: the first time lasts for as long as that takes."""
-        problem = await super().missing(hands, target)
-        if not problem:
+        problem = await super().amiss(hands, target, on)
+        if on and not problem:
             hands.seen(self.key(target)).set()
         return problem
 

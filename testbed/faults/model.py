@@ -9,7 +9,7 @@ a change of the cluster in between is perturbed like everything else. Only what 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
@@ -88,15 +88,11 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     async def lift(self, hands: Hands, target: Target) -> None:
         """Undo ``inject`` and ``conclude``; also where only part was done. Raises TestbedError."""
 
-    async def missing(self, hands: Hands, target: Target) -> str:
-        """What the kernel does not show yet of what ``inject`` and ``perturb_ends`` do; "": it is in force.
+    async def amiss(self, hands: Hands, target: Target, on: bool) -> str:
+        """What the kernel does not show as it has to, while the fault is on or once it is healed; "" is none.
 
         What ``perturb`` changes of a netns is read back by itself.
         """
-        return ""
-
-    async def left(self, hands: Hands, target: Target) -> str:
-        """What the kernel still shows of it after healing; "": nothing."""
         return ""
 
     def key(self, target: Target) -> str:
@@ -106,6 +102,11 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 faults: Registry[type[Fault]] = Registry("fault", "testbed.faults")
 fault = faults.register
+
+
+def told(names: Sequence[str], what: str) -> str:
+    """``node-1, node-2: still up``; "" of none."""
+    return f"{', '.join(names)}: {what}" if names else ""
 
 
 # --- for perturbing -----------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
-from testbed.faults.model import Ends, EndState, Fault, fault
+from testbed.faults.model import Ends, EndState, Fault, fault, told
 from testbed.faults.target import Scene, Target
 from testbed.state import MADE_ALONE, NetnsState
 
@@ -38,8 +38,13 @@ class NodeCrash(Fault, frozen=True, kw_only=True):
         for node in target.nodes:
             hands.crash(node.name)
 
-    async def missing(self, hands: Hands, target: Target) -> str:
-        """The agent is gone, its pods' host ends with it, and there is no carrier."""
+    async def amiss(self, hands: Hands, target: Target, on: bool) -> str:
+        """The agent is gone, its pods' host ends with it, and there is no carrier. Healed, it is there and
+        has brought the node to its state; what left meanwhile needs none."""
+        if not on:
+            there = [node.name for node in target.nodes if node.name in hands.plane.workers]
+            late = [name for name in there if not (hands.alive(name) and hands.idle(name))]
+            return told(late, "is not up yet")
         for node, link in zip(target.nodes, target.links, strict=True):
             if hands.alive(node.name):
                 return f"{node.name}: its agent lives"
@@ -56,14 +61,6 @@ class NodeCrash(Fault, frozen=True, kw_only=True):
             if hands.crashed(node.name):
                 await empty(hands, node.name, hands.applied(node.name))
                 await hands.boot(node.name)
-
-    async def left(self, hands: Hands, target: Target) -> str:
-        """The agent is there and has brought the node to its state; what left meanwhile needs none."""
-        there = [node for node in target.nodes if node.name in hands.plane.workers]
-        for node in there:
-            if not hands.alive(node.name) or not hands.idle(node.name):
-                return f"{node.name}: is not up yet"
-        return ""
 
 
 async def _devices(hands: Hands, node: str) -> set[str]:
@@ -123,7 +120,7 @@ class NodeNotReady(Fault, frozen=True, kw_only=True):
         for node in target.nodes:
             hands.reconnect(node.name, self.key(target))
 
-    async def left(self, hands: Hands, target: Target) -> str:
-        """It has caught up."""
-        behind = [node.name for node in target.nodes if not hands.idle(node.name)]
-        return f"{', '.join(behind)}: is not brought to its state yet" if behind else ""
+    async def amiss(self, hands: Hands, target: Target, on: bool) -> str:
+        """Healed, it has caught up."""
+        behind = [node.name for node in target.nodes if not (on or hands.idle(node.name))]
+        return told(behind, "is not brought to its state yet")

@@ -227,7 +227,7 @@ class Faults:
             # With all faults: what a later one made of it does not count against this one.
             if problem := await self._unlike(node, without, self._kept[node][2]):
                 return problem
-        return await active.fault.missing(self._hands, active.target)
+        return await active.fault.amiss(self._hands, active.target, on=True)
 
     async def _unlike(self, node: str, before: NodeState, after: NodeState) -> str:
         for uid, old, new in changed_netns(before, after):
@@ -342,7 +342,7 @@ class Faults:
             concerned = after is not state and worker is not None and worker.alive
             if concerned and (problem := await self._unlike(node, state, after)):
                 return problem
-        return await active.fault.left(self._hands, active.target)
+        return await active.fault.amiss(self._hands, active.target, on=False)
 
     async def held(self, name: str, let_go: Awaitable[None]) -> None:
         """Heal a fault once whoever holds it lets go, or is gone."""

@@ -64,10 +64,10 @@ class UdpRace(Fault, frozen=True, kw_only=True):
             )
             hands.keep(key, await hands.start_in(pod, words))
 
-    async def missing(self, hands: Hands, target: Target) -> str:
+    async def amiss(self, hands: Hands, target: Target, on: bool) -> str:
         """One of the counters has grown on each node: a race was run and lost or settled."""
-        for node, before in hands.before[self.key(target)].items():
-            if await _counted(hands, node) == before:
+        for node, before in hands.before.get(self.key(target), {}).items():
+            if on and await _counted(hands, node) == before:
                 return f"{node}: no race was seen yet, {before}"
         return ""
 

@@ -211,8 +211,10 @@ class WeaveMacMoved(Fault, frozen=True, kw_only=True):
         await hands.run(self.to, ["ip", "link", "set", NEAR, "master", BRIDGE, "up"])
         await hands.run(self.to, ["ip", "link", "set", FAR, "address", mac, "up"])
 
-    async def missing(self, hands: Hands, target: Target) -> str:
+    async def amiss(self, hands: Hands, target: Target, on: bool) -> str:
         """The bridge has learned the MAC at its new place."""
+        if not on:
+            return ""
         (pod,) = target.pods
         mac = (await hands.run_in(pod, ["cat", "/sys/class/net/eth0/address"])).strip()
         entries = await hands.json(self.to, ["bridge", "-json", "fdb", "show", "br", BRIDGE])
