@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from testbed.errors import InputError
 from testbed.faults.model import Fault, States, fault, on_nodes
-from testbed.faults.target import Target
+from testbed.faults.target import Scene, Target
 from testbed.state import NetnsState
 
 if TYPE_CHECKING:
@@ -23,6 +24,12 @@ class BridgeNetfilterOff(Fault, frozen=True, kw_only=True):
     Policies between its own pods are not enforced, without a word; and a pod that asks a Service whose
     backend is on the same bridge never hears of it, as the answer is not translated back.
     """
+
+    def resolve(self, target: Target, scene: Scene) -> Target:
+        """Pods of Calico are ports of no bridge."""
+        if scene.snapshot.facts.dataplane == "calico":
+            raise InputError("with calico pods are on no bridge: all that they send is routed")
+        return target
 
     def perturb(self, states: States, target: Target) -> States:
         """The sysctls, and what a bridge says for itself, as Weave's does."""

@@ -74,11 +74,11 @@ class _Dns(Fault, frozen=True, kw_only=True):
         """Have somebody answer in the server's place."""
         for pod in target.pods:
             words = argv("dns_front", mode, pod.ips[0], str(delay))
-            hands.keep(self.key(target), await hands.start_in(pod, words))
+            hands.keep(target.fault, await hands.start_in(pod, words))
 
     async def lift(self, hands: Hands, target: Target) -> None:
         """Nobody answers in its place."""
-        await hands.stopped(self.key(target))
+        await hands.stopped(target.fault)
 
     def as_it_should(self, answer: str) -> bool:
         """Whether an answer to a question from the pod's node is what this fault is about."""

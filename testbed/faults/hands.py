@@ -49,7 +49,7 @@ class Program:
 class Hands:
     """Acts on one running cluster. ends: of links, those that are not as the topology has them.
 
-    By ``Fault.key``: kept, what faults have running; before, what they have read before they acted.
+    By ``Target.fault``: kept, what faults have running; before, what they have read before they acted.
     """
 
     def __init__(self, runtime: Runtime) -> None:

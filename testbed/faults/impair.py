@@ -84,11 +84,11 @@ class Impair(Fault, frozen=True, kw_only=True):
     async def inject(self, hands: Hands, target: Target) -> None:
         """Note how the links are shaped by themselves."""
         ends = [end for link in target.links for end in self._ends(link)]
-        hands.before[self.key(target)] = {end: await _kinds(hands, end) for end in ends}
+        hands.before[target.fault] = {end: await _kinds(hands, end) for end in ends}
 
     async def amiss(self, hands: Hands, target: Target, on: bool) -> str:
         """The qdiscs, as tc shows them. Healed, each end has those it had, unless another fault is at it."""
-        for end, before in hands.before.get(self.key(target), {}).items():
+        for end, before in hands.before.get(target.fault, {}).items():
             if on:
                 if problem := unlike(Shaping.of(self.shaping), await hands.qdiscs(end)):
                     return f"{' '.join(end)}: {problem}"

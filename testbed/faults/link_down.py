@@ -30,12 +30,12 @@ class LinkDown(Fault, frozen=True, kw_only=True):
     async def conclude(self, hands: Hands, target: Target) -> None:
         """What a node says to the API server goes another way here than its cable."""
         for name in _nodes(target):
-            hands.cut_off(name, self.key(target))
+            hands.cut_off(name, target.fault)
 
     async def lift(self, hands: Hands, target: Target) -> None:
         """It is heard again."""
         for name in _nodes(target):
-            hands.reconnect(name, self.key(target))
+            hands.reconnect(name, target.fault)
 
     async def amiss(self, hands: Hands, target: Target, on: bool) -> str:
         """Both ends of each link. Healed, unless another fault has its cable out."""
@@ -64,7 +64,7 @@ class LinkFlap(LinkDown, frozen=True, kw_only=True):
 
     async def inject(self, hands: Hands, target: Target) -> None:
         """Begin."""
-        hands.keep(self.key(target), asyncio.create_task(self._flap(hands, target)))
+        hands.keep(target.fault, asyncio.create_task(self._flap(hands, target)))
 
     async def conclude(self, hands: Hands, target: Target) -> None:
         """Nothing more."""
@@ -73,16 +73,16 @@ class LinkFlap(LinkDown, frozen=True, kw_only=True):
         """Whether it was seen to be out: the first time lasts for as long as that takes."""
         problem = await super().amiss(hands, target, on)
         if on and not problem:
-            hands.seen(self.key(target)).set()
+            hands.seen(target.fault).set()
         return problem
 
     async def lift(self, hands: Hands, target: Target) -> None:
         """Leave the cable in."""
-        await hands.stopped(self.key(target))
+        await hands.stopped(target.fault)
         await self._set(hands, target, up=True)
 
     async def _flap(self, hands: Hands, target: Target) -> None:
-        seen = hands.seen(self.key(target))
+        seen = hands.seen(target.fault)
         while True:
             await self._set(hands, target, up=False)
             await seen.wait()

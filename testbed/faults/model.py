@@ -46,11 +46,12 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     aim: what it acts on; needs: capabilities; namespace, selector: of the pods it acts on where nobody names
     any; outlives_nodes: whether it is of the machine or the network and not of what runs there, so that it
-    stays where a node leaves the cluster.
+    stays where a node leaves the cluster; outlives_peers: whether it stays where a peer of the target leaves.
     """
 
     aim: ClassVar[Aim] = "node"
     outlives_nodes: ClassVar[bool] = False
+    outlives_peers: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset()
     namespace: ClassVar[str] = ""
     selector: ClassVar[str] = ""
@@ -94,10 +95,6 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         What ``perturb`` changes of a netns is read back by itself.
         """
         return ""
-
-    def key(self, target: Target) -> str:
-        """What it keeps its running programs under: no fault is on the same target twice."""
-        return f"{type(self).__name__} {' '.join(target.names)}"
 
 
 faults: Registry[type[Fault]] = Registry("fault", "testbed.faults")

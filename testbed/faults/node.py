@@ -113,12 +113,12 @@ class NodeNotReady(Fault, frozen=True, kw_only=True):
     async def conclude(self, hands: Hands, target: Target) -> None:
         """From now on."""
         for node in target.nodes:
-            hands.cut_off(node.name, self.key(target))
+            hands.cut_off(node.name, target.fault)
 
     async def lift(self, hands: Hands, target: Target) -> None:
         """The node is heard again, and told all that it missed."""
         for node in target.nodes:
-            hands.reconnect(node.name, self.key(target))
+            hands.reconnect(node.name, target.fault)
 
     async def amiss(self, hands: Hands, target: Target, on: bool) -> str:
         """Healed, it has caught up."""

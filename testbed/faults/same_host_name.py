@@ -32,6 +32,7 @@ class SameHostName(Fault, frozen=True, kw_only=True):
     """
 
     aim: ClassVar[Aim] = "node"
+    outlives_peers: ClassVar[bool] = False
 
     of: str
 

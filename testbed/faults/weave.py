@@ -120,6 +120,7 @@ class WeaveDuplicatePeer(Fault, frozen=True, kw_only=True):
     """
 
     aim: ClassVar[Aim] = "node"
+    outlives_peers: ClassVar[bool] = False
 
     of: str
 

@@ -161,6 +161,11 @@ def test_of_two_nodes_with_one_name_the_later_swallows_what_is_for_the_others_po
     assert bgp.ip("p3") not in routes(bgp.node(1))
 
 
+def test_without_bridge_netfilter_is_refused(bgp: Lab) -> None:
+    with pytest.raises(RequestFailed, match="with calico pods are on no bridge"):
+        bgp.cluster.fault("bridge-netfilter-off", "node-1").__enter__()
+
+
 @pytest.mark.parametrize(
     ("target", "of", "why"), [("node-2", "node-2", "of another one"), ("node-1", "node-9", "no node")]
 )

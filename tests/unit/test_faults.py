@@ -323,14 +323,100 @@ def test_where_a_node_leaves_its_faults_are_over_and_those_of_the_network_stay()
     service.node_changed(left("node-3"))
     assert begun == []
     service.node_changed(left("node-1"))
-    assert [work.cr_code.co_name for work in begun] == ["_heal_after"]
-    begun[0].close()
+    assert [work.cr_code.co_name for work in begun] == ["_heal_after", "_end_on"]
+    for work in begun:
+        work.close()
+    begun.clear()
+    service.node_changed(left("node-1"))
+    assert begun == [], "there it is over already"
     joined = msgspec.structs.replace(state)
     assert service.perturb("node-1", joined).netns.sysctls == {}
     assert service.perturb("node-1", joined).netns.chains != state.netns.chains
     service.node_changed(left("node-2"))
-    assert len(begun) == 2
-    begun[1].close()
+    assert [work.cr_code.co_name for work in begun] == ["_heal_after"]
+    begun[0].close()
+
+
+def on(service: Faults, kind: str, *names: str, **options: Any) -> _Active:
+    """A fault that is in force."""
+    fault, number = make(kind, **options), f"fault-{len(service._active) + 1}"
+    active = _Active(number, Request(kind), fault, aimed(fault, *names))
+    service._active[number] = active
+    service._record(active, 0.0)
+    return active
+
+
+def test_peers_know_the_truth_of_a_node_that_left_and_joined_again_and_not_of_the_others() -> None:
+    service = faults_of(SimpleNamespace(perturb=None, workers={}))
+    service._runtime.background = lambda work: work.close()
+    on(service, "stale-subnet", "node-2", "node-3")
+    state = STATES["node-1"]
+    assert set(service.perturb("node-1", state).netns.routes).isdisjoint(state.netns.routes)
+    service.node_changed(left("node-2"))
+    assert set(state.netns.routes) - set(service.perturb("node-1", state).netns.routes) == {"10.244.3.0/24"}
+
+
+class Filling:
+    """Nodes whose connection tables are filled by programs; what these leave is removed by others."""
+
+    def __init__(self, service: Faults) -> None:
+        self.running: dict[str, int] = {}
+        self.held: dict[str, int] = {}
+        self.hands = cast(Any, service._hands)
+        self.hands.start, self.hands.run = self.start, self.run
+
+    async def start(self, node: str, argv: Any) -> Any:
+        self.held[node] = 1_000
+
+        async def fill() -> None:
+            await asyncio.Event().wait()
+
+        return asyncio.ensure_future(fill())
+
+    async def run(self, node: str, argv: Any, **more: Any) -> str:
+        if argv[0] != "cat":
+            self.held[node] = 0
+        return "1000" if argv[-1].endswith("_max") else str(self.held.get(node, 0))
+
+
+def test_a_table_is_filled_no_more_where_its_node_has_left_and_goes_on_elsewhere() -> None:
+    async def told() -> None:
+        service = faults_of(SimpleNamespace(perturb=None, workers={}))
+        filling, begun = Filling(service), []
+        service._runtime.background = begun.append
+        active = on(service, "conntrack-full", "node-1", "node-2")
+        await active.fault.inject(service._hands, active.target)
+        service.node_changed(left("node-2"))
+        (work,) = begun
+        await work
+        assert filling.held == {"node-1": 1_000, "node-2": 0}
+        assert list(service._hands.kept) == ["fault-1 node-1"]
+        assert await active.fault.amiss(service._hands, active.target, on=True) == ""
+        await service.heal("fault-1")
+        assert filling.held == {"node-1": 0, "node-2": 0}
+        assert service._hands.kept == {}
+        assert service.records["fault-1"].problem == ""
+
+    asyncio.run(told())
+
+
+def test_what_could_not_be_undone_on_a_node_that_left_is_told() -> None:
+    class Broken(Fault, frozen=True, kw_only=True):
+        async def lift(self, hands: Any, target: Target) -> None:
+            raise TestbedError(f"no way to {target.names}")
+
+    async def told() -> None:
+        service, begun = faults_of(SimpleNamespace(perturb=None, workers={})), []
+        service._runtime.background = begun.append
+        active = service._active["fault-1"] = _Active("fault-1", Request("x"), Broken(), Target(NODES[:2]))
+        service._record(active, 0.0)
+        service.node_changed(left("node-1"))
+        (work,) = begun
+        await work
+        assert service.records["fault-1"].problem == "not ended on node-1: no way to ['node-1']"
+        assert active.target.names == ["node-2"]
+
+    asyncio.run(told())
 
 
 @pytest.mark.parametrize("there", [True, False])
