@@ -799,7 +799,7 @@ class ControlPlane:
         """The uid of a pod that is in the kernel. Raises ApiError."""
         pod = self.store.get("Pod", namespace, name)
         uid = str(pod["metadata"]["uid"])
-        if uid not in self._typed:
+        if uid not in self._typed or uid not in self._made:
             raise ApiError.bad_request(f"pod {name} does not have a host assigned or is not running")
         return uid
 

@@ -14,12 +14,17 @@ UNREAD = frozenset({"sysctls", "udp"})
 
 
 def changed_netns(before: NodeState, after: NodeState) -> Iterator[tuple[str, NetnsState, NetnsState]]:
-    """Every netns of a node that two states describe differently: (``""`` or pod uid, before, after)."""
+    """Every netns of a node that two states describe differently: (``""`` or pod uid, before, after).
+
+    A pod that a plugin refused is made when it no longer does: it is no netns that changes.
+    """
     if before.netns != after.netns:
         yield "", before.netns, after.netns
     for uid, pod in after.pods.items():
         old = before.pods.get(uid)
-        if old is not None and old is not pod and old.netns != pod.netns:
+        if old is None or old is pod or old.refused or pod.refused:
+            continue
+        if old.netns != pod.netns:
             yield uid, old.netns, pod.netns
 
 

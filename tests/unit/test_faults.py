@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,7 +14,9 @@ import msgspec
 import pytest
 
 from testbed.apps.wire import dns
+from testbed.cluster.reconcile import diff
 from testbed.control.snapshot import ClusterFacts, Node, Pod, Snapshot
+from testbed.dataplane import dataplanes
 from testbed.errors import InputError, TestbedError
 from testbed.fabric.links import Shaping
 from testbed.faults import faults
@@ -28,7 +31,7 @@ from testbed.faults.target import Scene, Target, Wanted, choose
 from testbed.faults.udp_race import counted
 from testbed.kernel.channel import ChannelClosed
 from testbed.objects.store import Event
-from testbed.state import Chain, NetnsState, NodeState, PodState, Route
+from testbed.state import Chain, Listener, NetnsState, NodeState, PodState, Route
 
 FACTS = ClusterFacts("cluster.local", ("10.244.0.0/16",), ("10.96.0.0/12",), ("192.168.100.0/24",), ())
 NODES = tuple(Node(f"node-{k}", (f"192.168.100.{10 + k}",), (f"10.244.{k}.0/24",)) for k in range(1, 7))
@@ -486,3 +489,73 @@ def test_a_fault_whose_undoing_broke_off_can_be_healed_again() -> None:
         assert (record.problem, tries) == ("", ["lift", "lift"])
 
     asyncio.run(healed_twice())
+
+
+# --- flannel and its plugin -----------------------------------------------------------------------------
+
+WIRED = Pod("uid-1", "default", "web-1", "node-1", ("10.244.1.2",))
+
+
+def flannel_node(*uids: str) -> NodeState:
+    """A node of flannel with these pods."""
+    facts = replace(FACTS, dataplane="flannel")
+    pods = tuple(Pod(uid, "default", uid, "node-1", (f"10.244.1.{k}",)) for k, uid in enumerate(uids, 2))
+    nodes = tuple(replace(node, had_pods=True) for node in NODES[:3])
+    state = dataplanes.get("flannel").compile(Snapshot(facts, nodes, pods), nodes[0])
+    serving = {
+        uid: msgspec.structs.replace(pod, listeners=(Listener("c", "TCP", 80, "http"),))
+        for uid, pod in state.pods.items()
+    }
+    return msgspec.structs.replace(state, pods=serving)
+
+
+def aimed_on_flannel(kind: str, **options: Any) -> tuple[Fault, Target]:
+    fault = make(kind, **options)
+    nodes = tuple(replace(node, had_pods=True) for node in NODES)
+    seen = Snapshot(replace(FACTS, dataplane="flannel"), nodes, (WIRED,))
+    scene = Scene(seen, (WIRED,), LINKS)
+    return fault, fault.resolve(choose(fault.aim, Wanted(("node-1",)), scene, "0"), scene)
+
+
+@pytest.mark.parametrize("kind", ["no-subnet-file", "subnet-changed"])
+def test_a_plugin_that_refuses_leaves_pods_that_were_wired_and_makes_no_others(kind: str) -> None:
+    fault, target = aimed_on_flannel(kind)
+    true = flannel_node("uid-1", "uid-9")
+    state = fault.perturb({"node-1": true}, target)["node-1"]
+    assert state.pods["uid-1"] == true.pods["uid-1"]
+    new = state.pods["uid-9"]
+    assert 'plugin type="flannel" failed (add)' in new.refused
+    assert (new.netns, new.listeners) == (NetnsState(), ())
+    (end,) = (link.peer for link in true.pods["uid-9"].netns.links.values() if link.peer)
+    assert end in true.netns.links
+    assert end not in state.netns.links
+    assert [type(change).__name__ for change in diff(state, true)][:1] == ["DeletePods"], "it is made anew"
+    assert fault.perturb({"node-2": NodeState()}, target) == {"node-2": NodeState()}
+
+
+def test_a_pod_of_the_hosts_network_needs_no_plugin() -> None:
+    fault, target = aimed_on_flannel("no-subnet-file")
+    states = {"node-1": NodeState(pods={"uid-9": PodState("uid-9", "a", "b", "c", host_network=True)})}
+    assert fault.perturb(states, target) == states
+
+
+def test_a_changed_subnet_is_that_of_the_node_and_of_its_peers_but_not_of_the_bridge() -> None:
+    fault, target = aimed_on_flannel("subnet-changed", subnet="10.244.77.0/24")
+    own = fault.perturb({"node-1": flannel_node("uid-1")}, target)["node-1"]
+    assert {each.address for each in own.netns.addresses.values()} == {"10.244.1.1/24", "10.244.77.0/32"}
+    assert "FLANNEL_SUBNET=10.244.77.1/24" in own.files["/run/flannel/subnet.env"]
+    rules = own.netns.chains["ipv4", "nat", "FLANNEL-POSTRTG"].rules
+    assert [rule for rule in rules if "10.244.1." in rule] == []
+    assert len([rule for rule in rules if "10.244.77.0/24" in rule]) == 3
+    nodes = tuple(replace(node, had_pods=True) for node in NODES[:3])
+    seen = Snapshot(replace(FACTS, dataplane="flannel"), nodes)
+    moved = (replace(nodes[0], pod_cidrs=("10.244.77.0/24",)), *nodes[1:])
+    flannel = dataplanes.get("flannel")
+    peer = fault.perturb({"node-2": flannel.compile(seen, nodes[1])}, target)["node-2"]
+    assert peer == flannel.compile(replace(seen, nodes=moved), nodes[1]), "as if it had always been so"
+
+
+def test_faults_of_flannel_are_refused_elsewhere() -> None:
+    for kind in ("no-subnet-file", "subnet-changed", "flannel-rules-disordered"):
+        with pytest.raises(InputError, match="dataplane is not flannel"):
+            aimed(make(kind), "node-1")
