@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 from msgspec.structs import replace
 
 from testbed.cluster.files import STATE
+from testbed.cluster.sandboxes import setup_text
 from testbed.dataplane.flannel import SUBNET_FILE
 from testbed.dataplane.flannel.rules import FORWARD, POSTROUTING
 from testbed.dataplane.plugins import BRIDGE, gateway
@@ -59,7 +60,7 @@ class NoSubnetFile(Fault, frozen=True, kw_only=True):
             files = {path: text for path, text in found[name].files.items() if path != SUBNET_FILE}
             found[name] = replace(found[name], files=files)
         why = f"loadFlannelSubnetEnv failed: open {SUBNET_FILE}: no such file or directory"
-        return refusing(found, target, lambda container: f"{PLUGIN}: {why}")
+        return refusing(found, target, lambda container: setup_text(container, f"{PLUGIN}: {why}"))
 
     async def amiss(self, hands: Hands, target: Target, on: bool) -> str:
         """Files are not read back by themselves."""
@@ -111,7 +112,7 @@ class SubnetChanged(Fault, frozen=True, kw_only=True):
         why = f'failed to set bridge addr: "{BRIDGE}" already has an IP address different from'
         says = f"{PLUGIN}: failed to delegate add: {why} {gateway(new)}/{new.prefixlen}"
 
-        return refusing(found, target, lambda container: says)
+        return refusing(found, target, lambda container: setup_text(container, says))
 
 
 def _subnet(target: Target) -> IPv4Network:

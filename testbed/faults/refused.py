@@ -7,7 +7,6 @@ from collections.abc import Callable
 import msgspec
 
 from testbed.cluster.apply import without_devices
-from testbed.cluster.sandboxes import setup_text
 from testbed.dataplane.portmap import container_id
 from testbed.faults.model import States
 from testbed.faults.target import Scene, Target
@@ -23,7 +22,7 @@ def with_pods(target: Target, scene: Scene) -> Target:
 def refusing(states: States, target: Target, says: Callable[[str], str]) -> States:
     """The states in which plugins of the target's nodes refuse all pods but the target's.
 
-    says: the plugin's words about a container id. Nothing is left of its attempt: the runtime had it undone.
+    says: an event's words about a container id. Nothing is left of an attempt: the runtime had it undone.
     """
     wired = {pod.uid for pod in target.pods}
     found = dict(states)
@@ -44,7 +43,7 @@ def _refused(pod: PodState, why: str) -> PodState:
     return msgspec.structs.replace(
         pod,
         netns=NetnsState(),
-        refused=setup_text(container_id(pod), why),
+        refused=why,
         listeners=(),
         commands={},
         probes={},

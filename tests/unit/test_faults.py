@@ -15,8 +15,10 @@ import pytest
 
 from testbed.apps.wire import dns
 from testbed.cluster.reconcile import diff
+from testbed.control.ipam import Held
 from testbed.control.snapshot import ClusterFacts, Node, Pod, Snapshot
 from testbed.dataplane import dataplanes
+from testbed.dataplane.weave.ring import EXPOSED
 from testbed.errors import InputError, TestbedError
 from testbed.fabric.links import Shaping
 from testbed.faults import faults
@@ -559,3 +561,46 @@ def test_faults_of_flannel_are_refused_elsewhere() -> None:
     for kind in ("no-subnet-file", "subnet-changed", "flannel-rules-disordered"):
         with pytest.raises(InputError, match="dataplane is not flannel"):
             aimed(make(kind), "node-1")
+
+
+# --- weave ----------------------------------------------------------------------------------------------
+
+
+def weave_states(**options: Any) -> tuple[Snapshot, dict[str, NodeState]]:
+    facts = replace(FACTS, dataplane="weave", pod_cidrs=("10.32.0.0/12",), dataplane_options=options)
+    nodes = tuple(
+        replace(node, pod_cidrs=(), held=Held((), own={EXPOSED: f"10.32.0.{k}"}))
+        for k, node in enumerate(NODES[:3], 1)
+    )
+    pods = tuple(
+        Pod(uid, "default", uid, "node-1", (f"10.32.1.{k}",)) for k, uid in enumerate(("uid-1", "uid-9"))
+    )
+    seen = Snapshot(facts, nodes, pods)
+    return seen, {node.name: dataplanes.get("weave").compile(seen, node) for node in nodes}
+
+
+@pytest.mark.parametrize(("mode", "other"), [("fastdp", "sleeve"), ("sleeve", "fastdp")])
+def test_a_bridge_of_another_start_is_that_of_the_other_mode(mode: str, other: str) -> None:
+    seen, states = weave_states(mode=mode)
+    fault = make("weave-bridge-type")
+    target = fault.resolve(
+        choose("node", Wanted(("node-1",)), scene := Scene(seen, (WIRED,), ()), "0"), scene
+    )
+    found = fault.perturb(states, target)
+    own, left = found["node-1"], set(weave_states(mode=other)[1]["node-1"].netns.links) - {"vxlan-6784"}
+    assert {name for name in own.netns.links if not name.startswith("vethwepl")} == {
+        name for name in left if not name.startswith("vethwepl")
+    }
+    assert (own.daemons, own.netns.fdb) == ({}, {})
+    assert own.pods["uid-1"] == states["node-1"].pods["uid-1"]
+    assert own.pods["uid-9"].refused.startswith("network is not ready: container runtime network not ready")
+    config = json.loads(found["node-2"].daemons["weaver"].files["config.json"])
+    assert [peer["node"] for peer in config["peers"].values()] == ["node-3"]
+    assert {entry.dst for entry in found["node-2"].netns.fdb.values()} <= {"192.168.100.13"}
+
+
+def test_a_bridge_of_another_start_is_not_for_open_vswitch() -> None:
+    seen, _ = weave_states(datapath="ovs")
+    fault, scene = make("weave-bridge-type"), Scene(seen, (), ())
+    with pytest.raises(InputError, match="not with datapath: ovs"):
+        fault.resolve(choose("node", Wanted(("node-1",)), scene, "0"), scene)
