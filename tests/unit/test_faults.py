@@ -278,6 +278,12 @@ def test_the_guide_names_faults_that_there_are() -> None:
     assert [name for name in told if name not in faults] == []
 
 
+def test_every_fault_is_in_the_guides() -> None:
+    root = Path(__file__).parents[2]
+    told = "".join((root / "docs" / name).read_text() for name in ("faults.md", "dataplanes.md"))
+    assert [name for name in faults if f"`{name}`" not in told] == []
+
+
 def faults_of(plane: Any) -> Faults:
     runtime = cast(Any, SimpleNamespace(plane=plane, crashed={}))
     return Faults(runtime, Hands(runtime))
