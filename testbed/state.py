@@ -387,12 +387,13 @@ class PodState(msgspec.Struct, frozen=True, omit_defaults=True):
     """One pod on its node: its netns, its files and environment, and what answers in it.
 
     netns is empty for a hostNetwork pod, which lives in the node's. sandboxed: its netns is that of the
-    node's sandbox of the same uid, which plugins wired, and is changed no further. files: absolute path →
-    content. env: per container the environment of its processes. identity: what the application server says
-    of itself (pod, namespace, node, ips). probes: by container. nameservers: containers that are DNS servers,
-    with what they read; with nothing, what the control plane feeds them. backoff: seconds before a second
-    and, at most, any later restart. grace: None while it is wanted; then the seconds that its programs have
-    to end; linger: how many of these its built-in servers take.
+    node's sandbox of the same uid, which plugins wired, and is changed no further. refused: why its plugin
+    did not wire it, as the kubelet tells it: nothing of it runs. files: absolute path → content. env: per
+    container the environment of its processes. identity: what the application server says of itself (pod,
+    namespace, node, ips). probes: by container. nameservers: containers that are DNS servers, with what they
+    read; with nothing, what the control plane feeds them. backoff: seconds before a second and, at most, any
+    later restart. grace: None while it is wanted; then the seconds that its programs have to end; linger: how
+    many of these its built-in servers take.
     """
 
     uid: str
@@ -415,6 +416,7 @@ class PodState(msgspec.Struct, frozen=True, omit_defaults=True):
     grace: float | None = None
     linger: float = 0.0
     sandboxed: bool = False
+    refused: str = ""
 
 
 class Sandbox(msgspec.Struct, frozen=True, omit_defaults=True):

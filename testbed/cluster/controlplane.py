@@ -94,7 +94,7 @@ class ControlPlane:
         self._loads: defaultdict[str, scheduler.NodeLoad] = defaultdict(scheduler.NodeLoad)
         self._refused: dict[str, Object] = {}  # uid → spec that fits nowhere among …
         self._placed_among: object = None  # … these versions of nodes, namespaces and loads
-        self._ipam = dataplane.ipam(facts)
+        self.ipam = dataplane.ipam(facts)
         self._given: dict[str, tuple[str, ...]] = {}  # uid → addresses that the pod's node gave it
         self._unaddressed: defaultdict[str, dict[str, Pod]] = defaultdict(dict)  # node → those that wait
         self._had_pods: set[str] = set()
@@ -142,7 +142,7 @@ class ControlPlane:
         name = event.object["metadata"]["name"]
         if event.type == "DELETED":
             self._nodes.pop(name, None)  # one that could not be taken in is not there
-            self._ipam.remove_node(name)
+            self.ipam.remove_node(name)
             self._compiler.forget(name)
             self._judged.pop(name, None)
             self._had_pods.discard(name)
@@ -155,7 +155,7 @@ class ControlPlane:
         if event.old and nodelifecycle.ready(event.old) != "True" == nodelifecycle.ready(event.object):
             self._stale |= dict.fromkeys(self._on_node[name])
         if name not in self._nodes:
-            self._ipam.add_node(name, view.typed_node(event.object).pod_cidrs)
+            self.ipam.add_node(name, view.typed_node(event.object).pod_cidrs)
         self._type_node(event.object)
         self._look_at_held()
 
@@ -167,7 +167,7 @@ class ControlPlane:
             obj,
             self._networks.get(name),
             had_pods=name in self._had_pods,
-            held=self._ipam.held(name),
+            held=self.ipam.held(name),
         )
         if node == known:
             return
@@ -178,7 +178,7 @@ class ControlPlane:
 
     def _look_at_held(self) -> None:
         """What nodes have of a pool that they share concerns every node's wiring."""
-        for name in self._ipam.changed():
+        for name in self.ipam.changed():
             if name in self._nodes and (node := self.store.find("Node", "", name)) is not None:
                 self._type_node(node)
 
@@ -226,9 +226,9 @@ class ControlPlane:
         if known is None:
             self._on_node[node][uid] = None
             ips = _recorded(pod)
-            if ips and (pod["spec"].get("hostNetwork") or not isinstance(self._ipam, GivenByNodes)):
+            if ips and (pod["spec"].get("hostNetwork") or not isinstance(self.ipam, GivenByNodes)):
                 if not pod["spec"].get("hostNetwork"):
-                    self._ipam.adopt(node, uid, ips)
+                    self.ipam.adopt(node, uid, ips)
                 self._type(pod, ips)
             else:
                 self._without_address[node][uid] = None
@@ -395,7 +395,7 @@ class ControlPlane:
             try:
                 self._give_address(node, uid, pod)
             except Exception as error:  # noqa: BLE001 - one pod's oddity must not stop the others
-                self._ipam.release(node, uid)
+                self.ipam.release(node, uid)
                 self._failed(pod, "FailedCreatePodSandBox", error)
         self._look_at_held()
 
@@ -405,12 +405,12 @@ class ControlPlane:
         else:
             asked = (pod["metadata"].get("annotations") or {}).get(ASKED_ADDRESS, "")
             try:
-                ips = self._ipam.allocate(node, uid, asked)
+                ips = self.ipam.allocate(node, uid, asked)
             except (AllocationError, ValueError) as error:
                 self._warn(pod, "FailedCreatePodSandBox", f"failed to allocate for range 0: {error}")
                 return
         if problem := sandbox_problem(self.facts, view.typed_pod(pod, ips)):
-            self._ipam.release(node, uid)
+            self.ipam.release(node, uid)
             self._warn(pod, "FailedCreatePodSandBox", problem)
             return
         ips = ips or self._given.get(uid, ())
@@ -608,7 +608,8 @@ class ControlPlane:
         """The node could not make this pod; it will be tried again."""
         pod = self._pods.get(uid)
         if pod is not None:
-            self._warn(pod, "FailedCreatePodSandBox", message)
+            unwired = pod["spec"]["nodeName"] in self.nodes.unwired
+            self._warn(pod, "NetworkNotReady" if unwired else "FailedCreatePodSandBox", message)
 
     def pod_warned(self, uid: str, message: str) -> None:
         """The pod runs, but something of it does not: an event says so."""
@@ -626,7 +627,7 @@ class ControlPlane:
     def _release(self, node: str, uids: set[str]) -> None:
         """The addresses of these pods are free."""
         for uid in uids:
-            self._ipam.release(node, uid)
+            self.ipam.release(node, uid)
         self._look_at_held()
         self._leaving[node] -= uids
         self._wake.set()
@@ -696,6 +697,11 @@ class ControlPlane:
                 self.recorder.record(node, "Warning", "NetworkNotReady", message, "kubelet")
         else:
             self._node_problems.pop(name, None)
+
+    def wired(self, name: str, problem: str) -> None:
+        """What a node's runtime network lacks, so that its kubelet is not ready; "": nothing."""
+        self.nodes.wired(name, problem)
+        self._wake.set()
 
     def rebooted(self, name: str) -> None:
         """A node that crashed is about to come back with nothing on it: what was ending there has ended."""
@@ -817,7 +823,7 @@ class ControlPlane:
         """The uid of a pod that is in the kernel. Raises ApiError."""
         pod = self.store.get("Pod", namespace, name)
         uid = str(pod["metadata"]["uid"])
-        if uid not in self._typed:
+        if uid not in self._typed or uid not in self._made:
             raise ApiError.bad_request(f"pod {name} does not have a host assigned or is not running")
         return uid
 

@@ -234,7 +234,8 @@ def _peers(pods: Iterable[PodState]) -> Iterable[str]:
 
 
 def _remade(old: PodState, new: PodState) -> bool:
-    """Whether a pod has to be made anew: to or from the host's network, or with other veth pairs."""
+    """Whether a pod has to be made anew: to or from the host's network, with other veth pairs, or as its
+    plugin no longer refuses it."""
 
     def veths(pod: PodState) -> dict[str, Link]:
         return {name: link for name, link in pod.netns.links.items() if link.kind == "veth"}
@@ -242,6 +243,7 @@ def _remade(old: PodState, new: PodState) -> bool:
     before, after = veths(old), veths(new)
     return (
         old.host_network != new.host_network
+        or old.refused != new.refused
         or before.keys() != after.keys()
         or any(_recreated(before[name], after[name]) for name in before)
     )

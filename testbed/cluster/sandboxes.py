@@ -399,7 +399,7 @@ class Sandboxes:
                     addresses = await self._add(network, sandbox)
             except (TestbedError, ValueError, OSError) as error:
                 log.info("%s: %s", self._node, error)
-                self._tell(SandboxFailed(wanted.uid, _setup_text(wanted, error)))
+                self._tell(SandboxFailed(wanted.uid, setup_text(wanted.container, error)))
                 await _within(sandbox.unwanted.wait(), backoff)
                 backoff = min(2 * backoff, LONGEST_BACKOFF)
             else:
@@ -606,11 +606,11 @@ def _unmade_text(wanted: Sandbox, error: Exception) -> str:
     )
 
 
-def _setup_text(wanted: Sandbox, error: Exception) -> str:
-    """What the kubelet's event says of a sandbox that could not be made."""
+def setup_text(container: str, error: Exception | str) -> str:
+    """What the kubelet's event says of a sandbox that could not be made. container: its id."""
     return (
         "Failed to create pod sandbox: rpc error: code = Unknown desc = failed to setup network for sandbox "
-        f'"{wanted.container}": {error}'
+        f'"{container}": {error}'
     )
 
 

@@ -305,7 +305,9 @@ class NodeWorker:
         if NODE not in failed:
             self.done = self.rounds
         self._plane.services_applied(self.name, NODE not in failed)
-        made = [uid for uid in desired.pods if uid not in failed and uid not in self._applied.pods]
+        refused = {uid: pod.refused for uid, pod in desired.pods.items() if pod.refused}
+        stood = {uid for uid, pod in self._applied.pods.items() if not pod.refused}
+        made = [uid for uid in desired.pods if uid not in failed.keys() | refused.keys() | stood]
         # What failed is not part of what was applied, so the next difference asks for it again.
         self._applied = msgspec.structs.replace(
             desired,
@@ -317,7 +319,7 @@ class NodeWorker:
         self.seconds = {"compile": compiled - begun, "apply": time.monotonic() - compiled}
         log.debug("%s: %s", self.name, self.seconds)
         self._plane.pods_made(made)
-        for uid, message in failed.items():
+        for uid, message in (refused | failed).items():
             self._plane.pod_failed(uid, message)
         for uid, messages in warnings.items():
             self._plane.pod_warned(uid, "; ".join(messages))

@@ -17,6 +17,11 @@ Object = dict[str, Any]
 
 NOT_READY, UNREACHABLE = "node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"
 STOPPED = "Kubelet stopped posting node status."
+UNWIRED = (
+    "container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady "
+    "message:Network plugin returns error: cni plugin not initialized"
+)
+"""What a kubelet says where there is no CNI configuration (``pkg/kubelet/runtime.go``; containerd)."""
 
 CLOCKS: dict[str, float] = {
     "nodeStatusUpdateFrequency": 10.0,
@@ -36,16 +41,21 @@ _HEALTHY = (
 # --- conditions ---------------------------------------------------------------------------------------
 
 
-def conditions(old: Sequence[Object], alive: bool, heard: float, now: float) -> list[Object]:
+def conditions(
+    old: Sequence[Object], alive: bool, heard: float, now: float, problem: str = ""
+) -> list[Object]:
     """A node's conditions: as its kubelet posts them, or all Unknown once it has stopped.
 
-    heard: when it last said something; now: seconds since 1970, too. Those of others are kept.
+    heard: when it last said something; now: seconds since 1970, too; problem: what its runtime's network
+    lacks. Those of others are kept.
     """
     found = {entry["type"]: entry for entry in old}
     new = []
     for kind, status, reason, message in _HEALTHY:
         if not alive:
             status, reason, message = "Unknown", "NodeStatusUnknown", STOPPED
+        elif kind == "Ready" and problem:
+            status, reason, message = "False", "KubeletNotReady", problem
         before = found.pop(kind, {})
         same = before.get("status") == status and "lastTransitionTime" in before
         new.append(

@@ -206,6 +206,7 @@ class ClusterFacts:
     service_cidrs: tuple[str, ...]
     node_cidrs: tuple[str, ...]
     dns_addresses: tuple[str, ...]
+    dataplane: str = ""
     dataplane_options: dict[str, Any] = field(default_factory=dict)
     link_mtu: int = 1500
     host_resolv_conf: str = ""

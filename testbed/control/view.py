@@ -50,6 +50,7 @@ def facts(
         service_cidrs=tuple(map(str, network.service_cidrs)),
         node_cidrs=tuple(map(str, network.node_cidrs)),
         dns_addresses=tuple(map(str, spec.dns.addresses)) if spec.dns.enabled else (),
+        dataplane=network.dataplane,
         dataplane_options=network.dataplane_options,
         link_mtu=spec.topology.link.mtu or 1500,
         host_resolv_conf=host_resolv_conf,

@@ -12,7 +12,7 @@ from hashlib import sha256, sha512
 from ipaddress import ip_address, ip_interface, ip_network
 
 from testbed.control.snapshot import ContainerPort, Node, Pod
-from testbed.state import Chain, Family, NetnsState, NodeState, UdpFlows
+from testbed.state import Chain, Family, NetnsState, NodeState, PodState, UdpFlows
 
 DNAT, SETMARK, MASQ = "CNI-HOSTPORT-DNAT", "CNI-HOSTPORT-SETMARK", "CNI-HOSTPORT-MASQ"
 MARK = "0x2000/0x2000"
@@ -46,7 +46,7 @@ def compile_ports(wiring: NodeState, node: Node, pods: Iterable[Pod]) -> NetnsSt
 _FAMILIES: tuple[Family, ...] = ("ipv4", "ipv6")
 
 
-def container_id(pod: Pod) -> str:
+def container_id(pod: Pod | PodState) -> str:
     """What stands for the id of the pod's sandbox: 64 hex digits, the same for the same pod always."""
     return sha256(pod.uid.encode()).hexdigest()
 

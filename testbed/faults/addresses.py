@@ -61,9 +61,9 @@ class DuplicateIp(Fault, frozen=True, kw_only=True):
         for node in target.nodes:
             await hands.run(node.name, argv("announce", DEVICE, target.addresses[0]))
 
-    async def left(self, hands: Hands, target: Target) -> str:
-        """Nothing; the owner announces that the address is its own, as its administrator would have it do."""
-        for owner in target.peers:
+    async def amiss(self, hands: Hands, target: Target, on: bool) -> str:
+        """Nothing; healed, the owner announces that the address is its own, as its administrator would."""
+        for owner in () if on else target.peers:
             await hands.run(owner.name, argv("announce", DEVICE, target.addresses[0]))
         return ""
 

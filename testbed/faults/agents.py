@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import msgspec
 
-from testbed.faults.model import Fault, States, fault, on_nodes
+from testbed.faults.model import Fault, States, fault, on_nodes, told
 from testbed.faults.node import flush
 from testbed.faults.target import Target
 from testbed.state import NetnsState
@@ -39,12 +39,8 @@ class _Frozen(Fault, frozen=True, kw_only=True):
                 hands.plane.proxying.changed(node.name)
                 worker.touch()
 
-    async def missing(self, hands: Hands, target: Target) -> str:
-        """What was under way has come to its end: from now on the rules in the kernel are old ones."""
-        return await self.left(hands, target)
-
-    async def left(self, hands: Hands, target: Target) -> str:
-        """The nodes have caught up."""
+    async def amiss(self, hands: Hands, target: Target, on: bool) -> str:
+        """What was under way has come to its end: from now on rules are old ones; healed, new ones."""
         plane = hands.plane
         busy = [node.name for node in target.nodes if not hands.idle(node.name)]
         behind = [
@@ -52,7 +48,7 @@ class _Frozen(Fault, frozen=True, kw_only=True):
             for node in target.nodes
             if plane.proxying.behind(node.name) and "services" not in plane.held.get(node.name, ())
         ]
-        return f"{', '.join(busy + behind)}: not at rest" if busy or behind else ""
+        return told(busy + behind, "not at rest")
 
 
 @fault("proxier-frozen")

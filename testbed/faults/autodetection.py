@@ -95,17 +95,8 @@ class WrongAutodetection(Fault, frozen=True, kw_only=True):
         addresses = {**netns.addresses, key: Address(self.device, self.address)}
         return msgspec.structs.replace(netns, links=links, addresses=addresses)
 
-    async def missing(self, hands: Hands, target: Target) -> str:
-        """What BIRD says, whose configuration is not read back by itself."""
-        return await self._birds(hands, target, on=True)
-
-    async def left(self, hands: Hands, target: Target) -> str:
-        """As ``missing``."""
-        return await self._birds(hands, target, on=False)
-
-    @staticmethod
-    async def _birds(hands: Hands, target: Target, *, on: bool) -> str:
-        """Which address each BIRD knows the node by."""
+    async def amiss(self, hands: Hands, target: Target, on: bool) -> str:
+        """Which address each BIRD knows the node by; its configuration is not read back by itself."""
         for node in target.nodes:
             true, wrong = address(node, 4) or "", target.addresses[0]
             known = true if on else wrong

@@ -13,7 +13,7 @@ import msgspec
 from testbed.cluster.daemons import directory
 from testbed.dataplane.calico.bird import CONFIG, CONTROL, NAME
 from testbed.errors import CommandFailed
-from testbed.faults.model import Fault, States, fault, on_nodes, with_rules
+from testbed.faults.model import Fault, States, fault, on_nodes, told, with_rules
 from testbed.faults.target import Aim, Target
 from testbed.state import NetnsState, NodeState
 
@@ -44,16 +44,11 @@ class BirdDown(Fault, frozen=True, kw_only=True):
         names = {node.name for node in target.nodes}
         return {name: without(state) if name in names else state for name, state in states.items()}
 
-    async def missing(self, hands: Hands, target: Target) -> str:
-        """Nobody answers birdc any more."""
-        alive = [node.name for node in target.nodes if await asked(hands, node.name, "status")]
-        return f"{', '.join(alive)}: BIRD still answers" if alive else ""
-
-    async def left(self, hands: Hands, target: Target) -> str:
-        """It answers again, unless the node has left."""
-        there = [node.name for node in target.nodes if hands.alive(node.name)]
-        silent = [name for name in there if not await asked(hands, name, "status")]
-        return f"{', '.join(silent)}: BIRD does not answer" if silent else ""
+    async def amiss(self, hands: Hands, target: Target, on: bool) -> str:
+        """Nobody answers birdc; healed, BIRD does, unless the node has left."""
+        there = [node.name for node in target.nodes if on or hands.alive(node.name)]
+        wrong = [name for name in there if bool(await asked(hands, name, "status")) == on]
+        return told(wrong, "BIRD still answers" if on else "BIRD does not answer")
 
 
 @fault("bgp-filtered")
@@ -87,19 +82,12 @@ class BgpWithdrawn(Fault, frozen=True, kw_only=True):
         names = {node.name for node in target.nodes}
         return {name: rewritten(state, _silent) if name in names else state for name, state in states.items()}
 
-    async def missing(self, hands: Hands, target: Target) -> str:
+    async def amiss(self, hands: Hands, target: Target, on: bool) -> str:
         """What BIRD itself says it sends."""
-        return await self._sending(hands, target, False)
-
-    async def left(self, hands: Hands, target: Target) -> str:
-        """As ``missing``."""
-        return await self._sending(hands, target, True)
-
-    async def _sending(self, hands: Hands, target: Target, wanted: bool) -> str:
         for node in target.nodes:
             shown = await asked(hands, node.name, "route", "stats", "filter", f"{EXPORT}4")
-            if (" 0 of " in shown) == wanted:
-                return f"{node.name}: announces {'nothing' if wanted else 'still something'}"
+            if (" 0 of " in shown) != on:
+                return f"{node.name}: announces {'still something' if on else 'nothing'}"
         return ""
 
 

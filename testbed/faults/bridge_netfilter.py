@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from testbed.errors import InputError
 from testbed.faults.model import Fault, States, fault, on_nodes
-from testbed.faults.target import Target
+from testbed.faults.target import Scene, Target
 from testbed.state import NetnsState
 
 if TYPE_CHECKING:
@@ -24,6 +25,12 @@ class BridgeNetfilterOff(Fault, frozen=True, kw_only=True):
     backend is on the same bridge never hears of it, as the answer is not translated back.
     """
 
+    def resolve(self, target: Target, scene: Scene) -> Target:
+        """Pods of Calico are ports of no bridge."""
+        if scene.snapshot.facts.dataplane == "calico":
+            raise InputError("with calico pods are on no bridge: all that they send is routed")
+        return target
+
     def perturb(self, states: States, target: Target) -> States:
         """The sysctls, and what a bridge says for itself, as Weave's does."""
 
@@ -37,11 +44,10 @@ class BridgeNetfilterOff(Fault, frozen=True, kw_only=True):
 
         return on_nodes(states, (node.name for node in target.nodes), change)
 
-    async def missing(self, hands: Hands, target: Target) -> str:
+    async def amiss(self, hands: Hands, target: Target, on: bool) -> str:
         """Sysctls are not read back by themselves."""
         for node in target.nodes:
-            if "1" in (
-                shown := await hands.run(node.name, ["cat", *(f"/proc/sys/{path}" for path in SYSCTLS)])
-            ):
+            shown = await hands.run(node.name, ["cat", *(f"/proc/sys/{path}" for path in SYSCTLS)])
+            if on and "1" in shown:
                 return f"{node.name}: bridge-nf-call is {' '.join(shown.split())}"
         return ""

@@ -16,7 +16,7 @@ from testbed.dataplane.calico.names import PROTO, address
 from testbed.dataplane.calico.rules import set_name
 from testbed.errors import InputError
 from testbed.faults.bgp import EXPORT, PROGRAM, asked, rewritten, with_line
-from testbed.faults.model import Fault, States, fault
+from testbed.faults.model import Fault, States, fault, told
 from testbed.faults.target import Aim, Link, Scene, Target, other_nodes
 from testbed.state import IpSet, NodeState, Route
 
@@ -68,24 +68,16 @@ class PoolOverlap(Fault, frozen=True, kw_only=True):
         names = {node.name for node in target.nodes}
         return {name: change(state) if name in names else state for name, state in states.items()}
 
-    async def missing(self, hands: Hands, target: Target) -> str:
+    async def amiss(self, hands: Hands, target: Target, on: bool) -> str:
         """BIRD itself says whether it tells others of the nodes' network."""
-        return await self._told(hands, target, wanted=True)
-
-    async def left(self, hands: Hands, target: Target) -> str:
-        """As ``missing``."""
-        return await self._told(hands, target, wanted=False)
-
-    @staticmethod
-    async def _told(hands: Hands, target: Target, *, wanted: bool) -> str:
         pool = ip_network(target.addresses[0])
         for node in target.nodes:
             if not await asked(hands, node.name, "status"):
                 continue  # no BIRD, as with VXLAN
             for network in (each for each in map(ip_network, node.networks) if each.version == 4):
-                told = await asked(hands, node.name, "route", str(network), "filter", f"{EXPORT}4")
-                if network.subnet_of(pool) and (str(network) in told) != wanted:  # type: ignore[arg-type]
-                    return f"{node.name}: {network} is {'not' if wanted else 'still'} announced"
+                shown = await asked(hands, node.name, "route", str(network), "filter", f"{EXPORT}4")
+                if network.subnet_of(pool) and (str(network) in shown) != on:  # type: ignore[arg-type]
+                    return f"{node.name}: {network} is {'not' if on else 'still'} announced"
         return ""
 
 
@@ -139,22 +131,14 @@ class MissingBorrowedRoute(Fault, frozen=True, kw_only=True):
 
         return {name: change(name, state) for name, state in states.items()}
 
-    async def missing(self, hands: Hands, target: Target) -> str:
-        """Asked of the kernel, since in BGP BIRD has to withdraw them."""
-        return await self._seen(hands, target, wanted=False)
-
-    async def left(self, hands: Hands, target: Target) -> str:
-        """As ``missing``; to a pod that is gone meanwhile no route comes back."""
-        return await self._seen(hands, target, wanted=True)
-
-    @staticmethod
-    async def _seen(hands: Hands, target: Target, *, wanted: bool) -> str:
+    async def amiss(self, hands: Hands, target: Target, on: bool) -> str:
+        """Asked of the kernel, as in BGP BIRD withdraws them; to a pod that is gone no route comes back."""
         there = {f"{ip}/32" for pod in hands.plane.running() for ip in pod.ips}
         for peer in (each for each in target.peers if hands.alive(each.name)):
             for single in (each for each in target.addresses if each in there):
                 shown = await hands.json(peer.name, ["ip", "-json", "route", "show", "exact", single])
-                if bool(shown) != wanted:
-                    return f"{peer.name}: {'no' if wanted else 'still a'} route to {single}"
+                if bool(shown) == on:
+                    return f"{peer.name}: {'still a' if on else 'no'} route to {single}"
         return ""
 
 
@@ -200,15 +184,11 @@ class IpipFiltered(Fault, frozen=True, kw_only=True):
             if await _there(hands, link):
                 await hands.run(link.ends[1][0], ["nft", "delete", "table", "netdev", _table(link)])
 
-    async def missing(self, hands: Hands, target: Target) -> str:
+    async def amiss(self, hands: Hands, target: Target, on: bool) -> str:
         """nft lists it."""
-        out = [link.name for link in target.links if not await _filtered(hands, link)]
-        return f"{', '.join(out)}: not filtered" if out else ""
-
-    async def left(self, hands: Hands, target: Target) -> str:
-        """As ``missing``."""
-        on = [link.name for link in target.links if await _there(hands, link)]
-        return f"{', '.join(on)}: still filtered" if on else ""
+        shown = _filtered if on else _there
+        wrong = [link.name for link in target.links if await shown(hands, link) != on]
+        return told(wrong, "not filtered" if on else "still filtered")
 
 
 def _table(link: Link) -> str:

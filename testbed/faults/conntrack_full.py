@@ -51,40 +51,41 @@ class ConntrackFull(Fault, frozen=True, kw_only=True):
 
     async def inject(self, hands: Hands, target: Target) -> None:
         """Fill, and keep full."""
-        hands.before[self.key(target)] = {
+        hands.before[target.fault] = {
             node.name: await _number(hands, node.name, COUNT) for node in target.nodes
         }
         for node in target.nodes:
             wanted = await self._wanted(hands, node.name)
             _check_memory(wanted * len(target.nodes))
             words = argv("fill_conntrack", str(MARK), str(wanted), str(self.rate))
-            hands.keep(self.key(target), await hands.start(node.name, words))
-
-    async def missing(self, hands: Hands, target: Target) -> str:
-        """The kernel's own count."""
-        for node in target.nodes:
-            wanted, held = await self._wanted(hands, node.name), await _number(hands, node.name, COUNT)
-            if held < wanted - CLOSE:
-                return f"{node.name}: {held:,} of {wanted:,} connections"
-        return ""
+            hands.keep(_key(target, node.name), await hands.start(node.name, words))
 
     async def lift(self, hands: Hands, target: Target) -> None:
         """Remove what is ours and nothing else."""
-        await hands.stopped(self.key(target))
         for node in target.nodes:
+            await hands.stopped(_key(target, node.name))
             await hands.run(node.name, argv("fill_conntrack", str(MARK)))
 
-    async def left(self, hands: Hands, target: Target) -> str:
-        """None of ours; once more if the program that was killed had one batch under way."""
-        for node, before in hands.before.get(self.key(target), {}).items():
-            held, filled = await _number(hands, node, COUNT), await self._wanted(hands, node) - before
-            if held > before + filled / 2 + OTHERS:
+    async def amiss(self, hands: Hands, target: Target, on: bool) -> str:
+        """The kernel's own count. Healed, none of ours: once more if the program that was killed had one
+        batch under way."""
+        counts = hands.before.get(target.fault, {})
+        for node, before in ((each.name, counts[each.name]) for each in target.nodes if each.name in counts):
+            wanted, held = await self._wanted(hands, node), await _number(hands, node, COUNT)
+            if on and held < wanted - CLOSE:
+                return f"{node}: {held:,} of {wanted:,} connections"
+            if not on and held > before + (wanted - before) / 2 + OTHERS:
                 await hands.run(node, argv("fill_conntrack", str(MARK)))
                 return f"{node}: its connection table still holds {held:,}"
         return ""
 
     async def _wanted(self, hands: Hands, node: str) -> int:
         return int(self.share * await _number(hands, node, LIMIT))
+
+
+def _key(target: Target, node: str) -> str:
+    """One for each node, which may leave before the others."""
+    return f"{target.fault} {node}"
 
 
 async def _number(hands: Hands, node: str, path: str) -> int:

@@ -74,33 +74,27 @@ class _Dns(Fault, frozen=True, kw_only=True):
         """Have somebody answer in the server's place."""
         for pod in target.pods:
             words = argv("dns_front", mode, pod.ips[0], str(delay))
-            hands.keep(self.key(target), await hands.start_in(pod, words))
+            hands.keep(target.fault, await hands.start_in(pod, words))
 
     async def lift(self, hands: Hands, target: Target) -> None:
         """Nobody answers in its place."""
-        await hands.stopped(self.key(target))
+        await hands.stopped(target.fault)
 
     def as_it_should(self, answer: str) -> bool:
         """Whether an answer to a question from the pod's node is what this fault is about."""
         raise NotImplementedError
 
-    patience: ClassVar[float] = 1.0
+    def patience(self) -> float:
+        """Seconds that such an answer, or silence, is waited for."""
+        return 1.0
 
-    async def missing(self, hands: Hands, target: Target) -> str:
-        """Each replica is asked from its node."""
-        for pod in target.pods:
-            if not self.as_it_should(answer := await self._asked(hands, pod, self.patience)):
-                return f"{pod.name}: answers {answer}"
-        return ""
-
-    async def left(self, hands: Hands, target: Target) -> str:
-        """Each replica answers again; one that is gone meanwhile is not asked."""
+    async def amiss(self, hands: Hands, target: Target, on: bool) -> str:
+        """Each replica is asked from its node; healed, one that is gone meanwhile is not."""
         there = {pod.uid for pod in hands.plane.running()}
-        for pod in target.pods:
-            if pod.uid in there:
-                answer = await self._asked(hands, pod, 1.0)
-                if not answer.startswith("NOERROR") or self.as_it_should(answer):
-                    return f"{pod.name}: answers {answer}"
+        for pod in (each for each in target.pods if on or each.uid in there):
+            answer = await self._asked(hands, pod, self.patience() if on else 1.0)
+            if self.as_it_should(answer) != on or not (on or answer.startswith("NOERROR")):
+                return f"{pod.name}: answers {answer}"
         return ""
 
     @staticmethod
@@ -114,7 +108,10 @@ class DnsDown(_Dns, frozen=True, kw_only=True):
     """A DNS replica answers nothing, though it is Ready: questions to it are lost without a word."""
 
     chains = DROPPING
-    patience = 0.5
+
+    def patience(self) -> float:
+        """Silence is seen soon."""
+        return 0.5
 
     def as_it_should(self, answer: str) -> bool:
         """Silence."""
@@ -144,12 +141,9 @@ class DnsSlow(_Dns, frozen=True, kw_only=True):
         """Start what hands questions on."""
         await self.front(hands, target, "slow", self.delay)
 
-    async def missing(self, hands: Hands, target: Target) -> str:
+    def patience(self) -> float:
         """With the time that it takes."""
-        for pod in target.pods:
-            if not self.as_it_should(answer := await self._asked(hands, pod, self.delay + 2)):
-                return f"{pod.name}: answers {answer}"
-        return ""
+        return self.delay + 2
 
     def as_it_should(self, answer: str) -> bool:
         """Late."""

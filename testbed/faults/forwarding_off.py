@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from testbed.faults.model import Fault, States, fault, on_nodes
+from testbed.faults.model import Fault, States, fault, on_nodes, told
 from testbed.faults.target import Target
 from testbed.state import NetnsState
 
@@ -28,16 +28,8 @@ class ForwardingOff(Fault, frozen=True, kw_only=True):
 
         return on_nodes(states, (node.name for node in target.nodes), change)
 
-    async def missing(self, hands: Hands, target: Target) -> str:
+    async def amiss(self, hands: Hands, target: Target, on: bool) -> str:
         """Sysctls are not read back by themselves."""
-        on = [node.name for node in target.nodes if await self._value(hands, node.name) != "0"]
-        return f"{', '.join(on)}: still forwards" if on else ""
-
-    async def left(self, hands: Hands, target: Target) -> str:
-        """As ``missing``."""
-        off = [node.name for node in target.nodes if await self._value(hands, node.name) == "0"]
-        return f"{', '.join(off)}: does not forward yet" if off else ""
-
-    @staticmethod
-    async def _value(hands: Hands, node: str) -> str:
-        return (await hands.run(node, ["cat", f"/proc/sys/{PATH}"])).strip()
+        shown = {node.name: await hands.run(node.name, ["cat", f"/proc/sys/{PATH}"]) for node in target.nodes}
+        wrong = [name for name, value in shown.items() if (value.strip() == "0") != on]
+        return told(wrong, "still forwards" if on else "does not forward yet")

@@ -27,6 +27,7 @@ from testbed.cluster.messages import (
 )
 from testbed.cluster.runtime import HOST_ENV, Runtime, SandboxFailed
 from testbed.control.snapshot import Pod
+from testbed.dataplane.weave.ring import Ring
 from testbed.errors import CommandFailed, TestbedError
 from testbed.faults.model import EndState
 from testbed.faults.target import Link
@@ -49,7 +50,7 @@ class Program:
 class Hands:
     """Acts on one running cluster. ends: of links, those that are not as the topology has them.
 
-    By ``Fault.key``: kept, what faults have running; before, what they have read before they acted.
+    By ``Target.fault``: kept, what faults have running; before, what they have read before they acted.
     """
 
     def __init__(self, runtime: Runtime) -> None:
@@ -80,6 +81,13 @@ class Hands:
             await asyncio.wait([each])
             if not each.cancelled() and (error := each.exception()) is not None:
                 raise error
+
+    @property
+    def ring(self) -> Ring:
+        """Where pods have their addresses of with weave. Raises TestbedError elsewhere."""
+        if not isinstance(self.plane.ipam, Ring):
+            raise TestbedError("this cluster's addresses are no ring")
+        return self.plane.ipam
 
     def alive(self, node: str) -> bool:
         """Whether a node has an agent; none where it has left."""

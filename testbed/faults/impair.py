@@ -84,21 +84,17 @@ class Impair(Fault, frozen=True, kw_only=True):
     async def inject(self, hands: Hands, target: Target) -> None:
         """Note how the links are shaped by themselves."""
         ends = [end for link in target.links for end in self._ends(link)]
-        hands.before[self.key(target)] = {end: await _kinds(hands, end) for end in ends}
+        hands.before[target.fault] = {end: await _kinds(hands, end) for end in ends}
 
-    async def missing(self, hands: Hands, target: Target) -> str:
-        """The qdiscs, as tc shows them."""
-        for end in hands.before[self.key(target)]:
-            if problem := unlike(Shaping.of(self.shaping), await hands.qdiscs(end)):
-                return f"{' '.join(end)}: {problem}"
-        return ""
-
-    async def left(self, hands: Hands, target: Target) -> str:
-        """Each end has the qdiscs it had, unless another fault is at it."""
-        for end, before in hands.before[self.key(target)].items():
-            found = await _kinds(hands, end)
-            others = hands.ends.get(end, EndState()).shaping
-            if found != before and not others:
+    async def amiss(self, hands: Hands, target: Target, on: bool) -> str:
+        """The qdiscs, as tc shows them. Healed, each end has those it had, unless another fault is at it."""
+        for end, before in hands.before.get(target.fault, {}).items():
+            if on:
+                if problem := unlike(Shaping.of(self.shaping), await hands.qdiscs(end)):
+                    return f"{' '.join(end)}: {problem}"
+            elif (found := await _kinds(hands, end)) != before and not hands.ends.get(
+                end, EndState()
+            ).shaping:
                 return f"{' '.join(end)}: has {', '.join(found)} instead of {', '.join(before)}"
         return ""
 

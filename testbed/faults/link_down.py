@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import msgspec
 
-from testbed.faults.model import Ends, EndState, Fault, fault
+from testbed.faults.model import Ends, EndState, Fault, fault, told
 from testbed.faults.target import Aim, Target
 
 if TYPE_CHECKING:
@@ -30,23 +30,19 @@ class LinkDown(Fault, frozen=True, kw_only=True):
     async def conclude(self, hands: Hands, target: Target) -> None:
         """What a node says to the API server goes another way here than its cable."""
         for name in _nodes(target):
-            hands.cut_off(name, self.key(target))
+            hands.cut_off(name, target.fault)
 
     async def lift(self, hands: Hands, target: Target) -> None:
         """It is heard again."""
         for name in _nodes(target):
-            hands.reconnect(name, self.key(target))
+            hands.reconnect(name, target.fault)
 
-    async def missing(self, hands: Hands, target: Target) -> str:
-        """Both ends of each link."""
-        up = [link.name for link in target.links if not await hands.down(link)]
-        return f"{', '.join(up)}: still up" if up else ""
-
-    async def left(self, hands: Hands, target: Target) -> str:
-        """Both ends of each link, unless another fault has its cable out."""
-        out = {end for end, state in hands.ends.items() if not state.up}
-        down = [link.name for link in target.links if not out & {*link.ends} and await hands.down(link)]
-        return f"{', '.join(down)}: still down" if down else ""
+    async def amiss(self, hands: Hands, target: Target, on: bool) -> str:
+        """Both ends of each link. Healed, unless another fault has its cable out."""
+        out = {end for end, state in hands.ends.items() if not (on or state.up)}
+        links = [link for link in target.links if not out & {*link.ends}]
+        wrong = [link.name for link in links if await hands.down(link) != on]
+        return told(wrong, "still up" if on else "still down")
 
 
 Seconds = Annotated[float, msgspec.Meta(ge=0.05, le=3600)]
@@ -68,25 +64,25 @@ class LinkFlap(LinkDown, frozen=True, kw_only=True):
 
     async def inject(self, hands: Hands, target: Target) -> None:
         """Begin."""
-        hands.keep(self.key(target), asyncio.create_task(self._flap(hands, target)))
+        hands.keep(target.fault, asyncio.create_task(self._flap(hands, target)))
 
     async def conclude(self, hands: Hands, target: Target) -> None:
         """Nothing more."""
 
-    async def missing(self, hands: Hands, target: Target) -> str:
+    async def amiss(self, hands: Hands, target: Target, on: bool) -> str:
         """Whether it was seen to be out: the first time lasts for as long as that takes."""
-        problem = await super().missing(hands, target)
-        if not problem:
-            hands.seen(self.key(target)).set()
+        problem = await super().amiss(hands, target, on)
+        if on and not problem:
+            hands.seen(target.fault).set()
         return problem
 
     async def lift(self, hands: Hands, target: Target) -> None:
         """Leave the cable in."""
-        await hands.stopped(self.key(target))
+        await hands.stopped(target.fault)
         await self._set(hands, target, up=True)
 
     async def _flap(self, hands: Hands, target: Target) -> None:
-        seen = hands.seen(self.key(target))
+        seen = hands.seen(target.fault)
         while True:
             await self._set(hands, target, up=False)
             await seen.wait()

@@ -9,7 +9,7 @@ a change of the cluster in between is perturbed like everything else. Only what 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
@@ -46,11 +46,12 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     aim: what it acts on; needs: capabilities; namespace, selector: of the pods it acts on where nobody names
     any; outlives_nodes: whether it is of the machine or the network and not of what runs there, so that it
-    stays where a node leaves the cluster.
+    stays where a node leaves the cluster; outlives_peers: whether it stays where a peer of the target leaves.
     """
 
     aim: ClassVar[Aim] = "node"
     outlives_nodes: ClassVar[bool] = False
+    outlives_peers: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset()
     namespace: ClassVar[str] = ""
     selector: ClassVar[str] = ""
@@ -88,24 +89,21 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     async def lift(self, hands: Hands, target: Target) -> None:
         """Undo ``inject`` and ``conclude``; also where only part was done. Raises TestbedError."""
 
-    async def missing(self, hands: Hands, target: Target) -> str:
-        """What the kernel does not show yet of what ``inject`` and ``perturb_ends`` do; "": it is in force.
+    async def amiss(self, hands: Hands, target: Target, on: bool) -> str:
+        """What the kernel does not show as it has to, while the fault is on or once it is healed; "" is none.
 
         What ``perturb`` changes of a netns is read back by itself.
         """
         return ""
 
-    async def left(self, hands: Hands, target: Target) -> str:
-        """What the kernel still shows of it after healing; "": nothing."""
-        return ""
-
-    def key(self, target: Target) -> str:
-        """What it keeps its running programs under: no fault is on the same target twice."""
-        return f"{type(self).__name__} {' '.join(target.names)}"
-
 
 faults: Registry[type[Fault]] = Registry("fault", "testbed.faults")
 fault = faults.register
+
+
+def told(names: Sequence[str], what: str) -> str:
+    """``node-1, node-2: still up``; "" of none."""
+    return f"{', '.join(names)}: {what}" if names else ""
 
 
 # --- for perturbing -----------------------------------------------------------------------------------

@@ -38,20 +38,13 @@ class MtuBlackHole(Fault, frozen=True, kw_only=True):
             },
         }
 
-    async def missing(self, hands: Hands, target: Target) -> str:
-        """The far ends' MTU."""
+    async def amiss(self, hands: Hands, target: Target, on: bool) -> str:
+        """The far ends have the MTU that is asked for, by any fault, or else that of the near ones."""
         for link in target.links:
-            device = await hands.device(link.ends[1])
-            if device["mtu"] != hands.ends[link.ends[1]].mtu:
-                return f"{' '.join(link.ends[1])}: mtu {device['mtu']}"
-            if (segments := (await hands.device(link.ends[0])).get("gso_max_segs")) != 1:
+            near, far = [await hands.device(end) for end in link.ends]
+            wanted = hands.ends.get(link.ends[1], EndState()).mtu or near["mtu"]
+            if far["mtu"] != wanted:
+                return f"{' '.join(link.ends[1])}: mtu {far['mtu']}, not {wanted}"
+            if on and (segments := near.get("gso_max_segs")) != 1:
                 return f"{' '.join(link.ends[0])}: gso_max_segs {segments}"
-        return ""
-
-    async def left(self, hands: Hands, target: Target) -> str:
-        """Both ends have one MTU again, unless another fault is at it."""
-        for link in target.links:
-            near, far = [(await hands.device(end))["mtu"] for end in link.ends]
-            if near != far and not hands.ends.get(link.ends[1], EndState()).mtu:
-                return f"{' '.join(link.ends[1])}: mtu {far}, not {near}"
         return ""

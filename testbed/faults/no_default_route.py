@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar
 
-from testbed.faults.model import Fault, fault
+from testbed.faults.model import Fault, fault, told
 from testbed.faults.target import Aim, Target
 
 if TYPE_CHECKING:
@@ -35,15 +35,11 @@ class NoDefaultRoute(Fault, frozen=True, kw_only=True):
         for node in target.nodes:
             await _move(hands, node.name, ASIDE, "main")
 
-    async def missing(self, hands: Hands, target: Target) -> str:
-        """The main table has none."""
-        have = [node.name for node in target.nodes if await _all(hands, node.name, "main")]
-        return f"{', '.join(have)}: still has a default route" if have else ""
-
-    async def left(self, hands: Hands, target: Target) -> str:
-        """None is aside any more."""
-        have = [node.name for node in target.nodes if await _all(hands, node.name, ASIDE)]
-        return f"{', '.join(have)}: its default route is not back yet" if have else ""
+    async def amiss(self, hands: Hands, target: Target, on: bool) -> str:
+        """The main table has none; healed, none is aside any more."""
+        table = "main" if on else ASIDE
+        have = [node.name for node in target.nodes if await _all(hands, node.name, table)]
+        return told(have, "still has a default route" if on else "its default route is not back yet")
 
 
 async def _all(hands: Hands, node: str, table: str) -> list[str]:

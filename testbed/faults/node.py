@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import msgspec
 
 from testbed.errors import NotConverged
-from testbed.faults.model import Ends, EndState, Fault, fault
+from testbed.faults.model import Ends, EndState, Fault, fault, told
 from testbed.faults.target import Scene, Target
 from testbed.state import MADE_ALONE, NodeState
 from testbed.wait import patient
@@ -45,8 +45,13 @@ class NodeCrash(Fault, frozen=True, kw_only=True):
         for node in target.nodes:
             hands.crash(node.name)
 
-    async def missing(self, hands: Hands, target: Target) -> str:
-        """The agent is gone, its pods' host ends with it, and there is no carrier."""
+    async def amiss(self, hands: Hands, target: Target, on: bool) -> str:
+        """The agent is gone, its pods' host ends with it, and there is no carrier. Healed, it is there and
+        has brought the node to its state; what left meanwhile needs none."""
+        if not on:
+            there = [node.name for node in target.nodes if node.name in hands.plane.workers]
+            late = [name for name in there if not (hands.alive(name) and hands.idle(name))]
+            return told(late, "is not up yet")
         for node, link in zip(target.nodes, target.links, strict=True):
             if hands.alive(node.name):
                 return f"{node.name}: its agent lives"
@@ -63,14 +68,6 @@ class NodeCrash(Fault, frozen=True, kw_only=True):
             if hands.crashed(node.name):
                 await empty(hands, node.name, hands.applied(node.name))
                 await hands.boot(node.name)
-
-    async def left(self, hands: Hands, target: Target) -> str:
-        """The agent is there and has brought the node to its state; what left meanwhile needs none."""
-        there = [node for node in target.nodes if node.name in hands.plane.workers]
-        for node in there:
-            if not hands.alive(node.name) or not hands.idle(node.name):
-                return f"{node.name}: is not up yet"
-        return ""
 
 
 async def _left_ends(hands: Hands, node: str, applied: NodeState) -> list[str]:
@@ -135,14 +132,14 @@ class NodeNotReady(Fault, frozen=True, kw_only=True):
     async def conclude(self, hands: Hands, target: Target) -> None:
         """From now on."""
         for node in target.nodes:
-            hands.cut_off(node.name, self.key(target))
+            hands.cut_off(node.name, target.fault)
 
     async def lift(self, hands: Hands, target: Target) -> None:
         """The node is heard again, and told all that it missed."""
         for node in target.nodes:
-            hands.reconnect(node.name, self.key(target))
+            hands.reconnect(node.name, target.fault)
 
-    async def left(self, hands: Hands, target: Target) -> str:
-        """It has caught up."""
-        behind = [node.name for node in target.nodes if not hands.idle(node.name)]
-        return f"{', '.join(behind)}: is not brought to its state yet" if behind else ""
+    async def amiss(self, hands: Hands, target: Target, on: bool) -> str:
+        """Healed, it has caught up."""
+        behind = [node.name for node in target.nodes if not (on or hands.idle(node.name))]
+        return told(behind, "is not brought to its state yet")

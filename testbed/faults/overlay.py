@@ -99,7 +99,7 @@ class StaleSubnet(_OfPeers, frozen=True, kw_only=True):
 
     def at_peer(self, netns: NetnsState, target: Target) -> NetnsState:
         """Routes to each of its ranges lead to the last range of that length in the same /16 (IPv6: /48)."""
-        ranges = {cidr: _last(cidr) for node in target.nodes for cidr in node.pod_cidrs}
+        ranges = {cidr: last_subnet(cidr) for node in target.nodes for cidr in node.pod_cidrs}
         routes: dict[str, Route] = {}
         for dst, route in netns.routes.items():
             stale = msgspec.structs.replace(route, dst=ranges.get(dst, dst))
@@ -232,7 +232,8 @@ def _other(mac: str) -> str:
     return f"{mac[:-2]}{int(mac[-2:], 16) ^ 0xFF:02x}"
 
 
-def _last(cidr: str) -> str:
+def last_subnet(cidr: str) -> str:
+    """The last range of that length in the same /16 (IPv6: /48)."""
     network = ip_network(cidr)
     around = network.supernet(new_prefix=min(network.prefixlen, 16 if network.version == 4 else 48))
     last = int(around.broadcast_address) - network.num_addresses + 1

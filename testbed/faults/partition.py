@@ -70,12 +70,12 @@ class Partition(Fault, frozen=True, kw_only=True):
         """Cut the nodes off from the API server, now that they have what they were to get."""
         if self.api:
             for name in _names(target.nodes):
-                hands.cut_off(name, self.key(target))
+                hands.cut_off(name, target.fault)
 
     async def lift(self, hands: Hands, target: Target) -> None:
         """Let them hear it again."""
         for name in _names(target.nodes):
-            hands.reconnect(name, self.key(target))
+            hands.reconnect(name, target.fault)
 
 
 def _names(nodes: Iterable[Node]) -> list[str]:

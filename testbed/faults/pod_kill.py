@@ -30,9 +30,9 @@ class PodKill(Fault, frozen=True, kw_only=True):
         for pod in target.pods:
             hands.plane.store.delete("Pod", pod.namespace, pod.name, uid=pod.uid, grace=0)
 
-    async def missing(self, hands: Hands, target: Target) -> str:
+    async def amiss(self, hands: Hands, target: Target, on: bool) -> str:
         """The node has no such netns any more."""
-        for pod in target.pods:
+        for pod in target.pods if on else ():
             try:
                 await hands.read(pod.node, pod.uid)
             except TestbedError:

@@ -11,15 +11,22 @@ from testbed.state import Chain, NetnsState, NodeState
 IDENTIFYING = frozenset({"dst", "mac", "via", "address", "kind"})
 UNREAD = frozenset({"sysctls", "udp"})
 """Parts that are not read back: sysctls are written or fail, and UDP connections are ended, not kept."""
+UNNAMED = "peer"
+"""A reading of a link does not name its other end, which is a link of its own."""
 
 
 def changed_netns(before: NodeState, after: NodeState) -> Iterator[tuple[str, NetnsState, NetnsState]]:
-    """Every netns of a node that two states describe differently: (``""`` or pod uid, before, after)."""
+    """Every netns of a node that two states describe differently: (``""`` or pod uid, before, after).
+
+    A pod that a plugin refused is made when it no longer does: it is no netns that changes.
+    """
     if before.netns != after.netns:
         yield "", before.netns, after.netns
     for uid, pod in after.pods.items():
         old = before.pods.get(uid)
-        if old is not None and old is not pod and old.netns != pod.netns:
+        if old is None or old is pod or old.refused or pod.refused:
+            continue
+        if old.netns != pod.netns:
             yield uid, old.netns, pod.netns
 
 
@@ -56,7 +63,7 @@ def _unlike(old: Any, new: Any, seen: Any) -> Iterator[str]:
         yield from (
             f"{name} is {getattr(seen, name)!r}, not {value!r}"
             for name, value in _said(new, old).items()
-            if getattr(seen, name) != value
+            if name != UNNAMED and getattr(seen, name) != value
         )
 
 

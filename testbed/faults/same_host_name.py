@@ -32,6 +32,7 @@ class SameHostName(Fault, frozen=True, kw_only=True):
     """
 
     aim: ClassVar[Aim] = "node"
+    outlives_peers: ClassVar[bool] = False
 
     of: str
 
@@ -61,16 +62,8 @@ class SameHostName(Fault, frozen=True, kw_only=True):
 
         return {name: change(name, state) for name, state in states.items()}
 
-    async def missing(self, hands: Hands, target: Target) -> str:
+    async def amiss(self, hands: Hands, target: Target, on: bool) -> str:
         """What the clone's BIRD announces as its own."""
-        return await self._announced(hands, target, on=True)
-
-    async def left(self, hands: Hands, target: Target) -> str:
-        """As ``missing``."""
-        return await self._announced(hands, target, on=False)
-
-    @staticmethod
-    async def _announced(hands: Hands, target: Target, *, on: bool) -> str:
         (clone,), (owner,) = target.nodes, target.peers
         shown = await asked(hands, clone.name, "route", "protocol", "blocks4")
         block = next(_of(owner.held.ranges, 4))

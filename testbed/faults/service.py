@@ -65,12 +65,18 @@ class Record(msgspec.Struct, omit_defaults=True):
 
 
 class _Active:
-    """A fault that is on. ended_on: nodes that left the cluster since, where it is over."""
+    """A fault that is on. target: without the nodes that it is over on, as they have left the cluster since;
+    over: it is so everywhere, and about to be healed."""
 
     def __init__(self, number: str, request: Request, fault: Fault, target: Target) -> None:
-        self.id, self.request, self.fault, self.target = number, request, fault, target
+        self.id, self.request, self.fault = number, request, fault
+        self.target = msgspec.structs.replace(target, fault=number)
         self.timer: asyncio.TimerHandle | None = None
-        self.ended_on: set[str] = set()
+        self.over = False
+
+    def perturb(self, node: str, state: NodeState) -> NodeState:
+        """A node's state with this fault."""
+        return state if self.over else self.fault.perturb({node: state}, self.target)[node]
 
 
 def now() -> tuple[float, float]:
@@ -89,7 +95,7 @@ class Faults:
         self.records: dict[str, Record] = {}
         self._count = 0
         self._lock = asyncio.Lock()
-        self._kept: dict[str, tuple[NodeState, tuple[str, ...], NodeState]] = {}
+        self._kept: dict[str, tuple[NodeState, tuple[tuple[str, Target, bool], ...], NodeState]] = {}
         self._true: dict[str, NodeState] = {}
         self._plane.perturb = self.perturb
 
@@ -98,7 +104,7 @@ class Faults:
     def perturb(self, node: str, state: NodeState) -> NodeState:
         """A node's state with all faults that are on; the same object for the same state and faults."""
         self._true[node] = state
-        order = tuple(self._active)
+        order = tuple((each.id, each.target, each.over) for each in self._active.values())
         kept = self._kept.get(node)
         if kept is not None and kept[0] is state and kept[1] == order:
             return kept[2]
@@ -110,8 +116,8 @@ class Faults:
 
     def _folded(self, node: str, state: NodeState, without: str = "") -> NodeState:
         for each in self._active.values():
-            if each.id != without and node not in each.ended_on:
-                state = each.fault.perturb({node: state}, each.target)[node]
+            if each.id != without:
+                state = each.perturb(node, state)
         return state
 
     def _wanted_ends(self) -> Ends:
@@ -149,12 +155,12 @@ class Faults:
             active = _Active(f"fault-{self._count}", request, fault, target)
             self._active[active.id] = active
             try:
-                await fault.inject(self._hands, target)
+                await fault.inject(self._hands, active.target)
                 await self._set_ends()
                 self._touch()
                 deadline = request.timeout + fault.takes()
                 await self._until(lambda: self._missing(active), deadline, f"fault {request.fault}")
-                await fault.conclude(self._hands, target)
+                await fault.conclude(self._hands, active.target)
             except BaseException as error:
                 await self._give_up(active, error, begun)
                 raise
@@ -221,13 +227,13 @@ class Faults:
         for node in self._true.keys() & self._plane.workers.keys():  # what has left shows nothing any more
             true = self._true[node]
             without = self._folded(node, true, active.id)
-            with_it = active.fault.perturb({node: without}, active.target)[node]
+            with_it = active.perturb(node, without)
             if with_it is without or with_it == without:
                 continue
             # With all faults: what a later one made of it does not count against this one.
             if problem := await self._unlike(node, without, self._kept[node][2]):
                 return problem
-        return await active.fault.missing(self._hands, active.target)
+        return await active.fault.amiss(self._hands, active.target, on=True)
 
     async def _unlike(self, node: str, before: NodeState, after: NodeState) -> str:
         for uid, old, new in changed_netns(before, after):
@@ -289,19 +295,39 @@ class Faults:
         if event.type != "DELETED":
             return
         left = event.object["metadata"]["name"]
-        for each in self._active.values():
-            named = {node.name for node in each.target.nodes}
-            if left in named and not each.fault.outlives_nodes:
-                each.ended_on.add(left)
-                if named <= each.ended_on:
-                    self._runtime.background(self._heal_after(left, each.id))
+        for each in (active for active in self._active.values() if not active.over):
+            others = each.target.without(left)
+            named = others != each.target and not each.fault.outlives_nodes
+            needed = not each.fault.outlives_peers and left in {peer.name for peer in each.target.peers}
+            if named and others.nodes and not needed:
+                part, each.target = each.target.on(left), others
+                self._runtime.background(self._end_on(left, each, part))
+            elif named or needed:
+                each.over = True
+                self._runtime.background(self._heal_after(left, each.id))
 
-    async def _heal_after(self, node: str, name: str) -> None:
-        """Once the node is emptied and its agent has ended, of which nothing can be read meanwhile."""
+    async def _gone(self, node: str) -> None:
+        """Until the node is emptied and its agent has ended, of which nothing can be read meanwhile."""
         worker = self._plane.workers.get(node)
         while worker is not None and self._plane.workers.get(node) is worker:
             await asyncio.sleep(POLL_SECONDS)
+
+    async def _heal_after(self, node: str, name: str) -> None:
+        await self._gone(node)
         await self._heal_late(name)
+
+    async def _end_on(self, node: str, active: _Active, part: Target) -> None:
+        """Undo what was done on a node that has left; what was perturbed of it went with it."""
+        await self._gone(node)
+        async with self._lock:
+            try:
+                await active.fault.lift(self._hands, part)
+                what = f"fault {active.request.fault} is no longer"
+                deadline = active.request.timeout + active.fault.takes()
+                await self._until(lambda: active.fault.amiss(self._hands, part, on=False), deadline, what)
+            except (TestbedError, ChannelClosed) as error:
+                log.error("%s: %s: %s", active.id, node, error)
+                self.records[active.id].problem = f"not ended on {node}: {error}"
 
     async def heal_all(self) -> list[dict[str, Any]]:
         """Heal all, the last first. Raises the first failure when all were tried."""
@@ -342,7 +368,7 @@ class Faults:
             concerned = after is not state and worker is not None and worker.alive
             if concerned and (problem := await self._unlike(node, state, after)):
                 return problem
-        return await active.fault.left(self._hands, active.target)
+        return await active.fault.amiss(self._hands, active.target, on=False)
 
     async def held(self, name: str, let_go: Awaitable[None]) -> None:
         """Heal a fault once whoever holds it lets go, or is gone."""

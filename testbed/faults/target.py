@@ -45,7 +45,8 @@ class Link(msgspec.Struct, frozen=True):
 class Target(msgspec.Struct, frozen=True):
     """What a fault acts on, as it was when the fault was applied.
 
-    peers, addresses: what else it is about, by its options: the other side of a withdrawn route, say.
+    peers, addresses: what else it is about, by its options: the other side of a withdrawn route, say. fault:
+    the id of what acts on it, under which that keeps its running programs.
     """
 
     nodes: tuple[Node, ...] = ()
@@ -53,6 +54,15 @@ class Target(msgspec.Struct, frozen=True):
     links: tuple[Link, ...] = ()
     peers: tuple[Node, ...] = ()
     addresses: tuple[str, ...] = ()
+    fault: str = ""
+
+    def on(self, node: str) -> Target:
+        """This node of it alone."""
+        return msgspec.structs.replace(self, nodes=tuple(each for each in self.nodes if each.name == node))
+
+    def without(self, node: str) -> Target:
+        """All its nodes but this one."""
+        return msgspec.structs.replace(self, nodes=tuple(each for each in self.nodes if each.name != node))
 
     @property
     def names(self) -> list[str]:

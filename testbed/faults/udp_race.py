@@ -51,7 +51,7 @@ class UdpRace(Fault, frozen=True, kw_only=True):
 
     async def inject(self, hands: Hands, target: Target) -> None:
         """Note the counters, and begin."""
-        key, domain = self.key(target), hands.plane.facts.cluster_domain
+        key, domain = target.fault, hands.plane.facts.cluster_domain
         nodes = sorted({pod.node for pod in target.pods})
         hands.before[key] = {node: await _counted(hands, node) for node in nodes}
         for pod in target.pods:
@@ -64,16 +64,16 @@ class UdpRace(Fault, frozen=True, kw_only=True):
             )
             hands.keep(key, await hands.start_in(pod, words))
 
-    async def missing(self, hands: Hands, target: Target) -> str:
+    async def amiss(self, hands: Hands, target: Target, on: bool) -> str:
         """One of the counters has grown on each node: a race was run and lost or settled."""
-        for node, before in hands.before[self.key(target)].items():
-            if await _counted(hands, node) == before:
+        for node, before in hands.before.get(target.fault, {}).items():
+            if on and await _counted(hands, node) == before:
                 return f"{node}: no race was seen yet, {before}"
         return ""
 
     async def lift(self, hands: Hands, target: Target) -> None:
         """No more."""
-        await hands.stopped(self.key(target))
+        await hands.stopped(target.fault)
 
 
 async def _counted(hands: Hands, node: str) -> dict[str, int]:

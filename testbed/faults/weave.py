@@ -1,6 +1,6 @@
 """What goes wrong with Weave: its ports blocked, an MTU that the underlay does not carry, machines that were
-cloned, a MAC that appears elsewhere. That too few peers agree on the ring is no fault of a running cluster:
-that is the dataplane's option ``consensus``.
+cloned, a MAC that appears elsewhere, a bridge of another start, a peer that nobody removes. That too few
+peers agree on the ring is no fault of a running cluster: that is the dataplane's option ``consensus``.
 """
 
 from __future__ import annotations
@@ -11,15 +11,29 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import msgspec
 
+from testbed.control.nodelifecycle import UNWIRED, ready
 from testbed.control.snapshot import Node
-from testbed.dataplane.weave.names import BRIDGE, FASTDP_PORT, POD_PORT, SLEEVE_PORT, peer_name
+from testbed.dataplane.weave import ROUTER
+from testbed.dataplane.weave.names import (
+    BRIDGE,
+    BRIDGE_PORT,
+    DATAPATH,
+    DATAPATH_PORT,
+    FASTDP_PORT,
+    PCAP_PORT,
+    POD_PORT,
+    SLEEVE_PORT,
+    VXLAN,
+    peer_name,
+)
 from testbed.dataplane.weave.ring import EXPOSED
 from testbed.errors import InputError
 from testbed.faults.loss import DEVICE
-from testbed.faults.model import Fault, States, fault, on_nodes, with_rules
+from testbed.faults.model import Fault, States, fault, on_nodes, told, with_rules
 from testbed.faults.programs import argv
+from testbed.faults.refused import refusing, with_pods
 from testbed.faults.target import Aim, Scene, Target
-from testbed.state import Daemon, NetnsState, NodeState, PodState
+from testbed.state import Daemon, Link, NetnsState, NodeState, PodState
 
 if TYPE_CHECKING:
     from testbed.faults.hands import Hands
@@ -120,6 +134,7 @@ class WeaveDuplicatePeer(Fault, frozen=True, kw_only=True):
     """
 
     aim: ClassVar[Aim] = "node"
+    outlives_peers: ClassVar[bool] = False
 
     of: str
 
@@ -211,8 +226,10 @@ class WeaveMacMoved(Fault, frozen=True, kw_only=True):
         await hands.run(self.to, ["ip", "link", "set", NEAR, "master", BRIDGE, "up"])
         await hands.run(self.to, ["ip", "link", "set", FAR, "address", mac, "up"])
 
-    async def missing(self, hands: Hands, target: Target) -> str:
+    async def amiss(self, hands: Hands, target: Target, on: bool) -> str:
         """The bridge has learned the MAC at its new place."""
+        if not on:
+            return ""
         (pod,) = target.pods
         mac = (await hands.run_in(pod, ["cat", "/sys/class/net/eth0/address"])).strip()
         entries = await hands.json(self.to, ["bridge", "-json", "fdb", "show", "br", BRIDGE])
@@ -227,3 +244,112 @@ class WeaveMacMoved(Fault, frozen=True, kw_only=True):
         (pod,) = target.pods
         if pod.uid in {each.uid for each in hands.plane.running()}:
             await hands.run_in(pod, argv("announce", "eth0", pod.ips[0]))
+
+
+@fault("weave-bridge-type")
+class WeaveBridgeType(Fault, frozen=True, kw_only=True):
+    """The node's bridge is left of a start with another datapath: weaver, which finds it, ends at once.
+
+    The node's pods reach one another alone, and it is NotReady: its CNI configuration is written only once
+    weaver is up. No pod that comes is wired. An event of the node has weaver's words. Healing is ``weave
+    reset``.
+    """
+
+    aim: ClassVar[Aim] = "node"
+
+    def resolve(self, target: Target, scene: Scene) -> Target:
+        """With the pods that are wired."""
+        _on_weave(target.nodes)
+        if scene.snapshot.facts.dataplane_options.get("datapath") == "ovs":
+            raise InputError("not with datapath: ovs")
+        return with_pods(target, scene)
+
+    def perturb(self, states: States, target: Target) -> States:
+        """The other bridge, no weaver, and nobody who is connected to it."""
+        names = {node.name for node in target.nodes}
+        gone = {address for node in target.nodes for address in node.addresses}
+        found = {
+            name: _of_other_type(state) if name in names else _without(state, names, gone)
+            for name, state in states.items()
+        }
+        return refusing(found, target, lambda container: f"network is not ready: {UNWIRED}")
+
+    async def inject(self, hands: Hands, target: Target) -> None:
+        """What weaver says, and the kubelet."""
+        for node in target.nodes:
+            there, wanted = _types(hands.plane.workers[node.name].applied)
+            hands.plane.node_failed(
+                node.name,
+                f'weaver: Existing bridge type "{there}" is different than requested "{wanted}". '
+                "Please do 'weave reset' and try again",
+            )
+            hands.plane.wired(node.name, UNWIRED)
+
+    async def lift(self, hands: Hands, target: Target) -> None:
+        """weaver starts."""
+        for node in target.nodes:
+            hands.plane.node_failed(node.name, "")
+            hands.plane.wired(node.name, "")
+
+    async def amiss(self, hands: Hands, target: Target, on: bool) -> str:
+        """Whether the nodes are Ready; those that have left are neither."""
+        objects = [hands.plane.store.find("Node", "", node.name) for node in target.nodes]
+        there = [each for each in objects if each is not None]
+        wrong = [each["metadata"]["name"] for each in there if (ready(each) == "True") == on]
+        return told(wrong, "is Ready" if on else "is not Ready")
+
+
+def _types(state: NodeState) -> tuple[str, str]:
+    """What ``net/bridge.go`` calls the bridge that is left, and the one that is asked for."""
+    return ("bridged_fastdp", "bridge") if PCAP_PORT in state.netns.links else ("bridge", "bridged_fastdp")
+
+
+def _of_other_type(state: NodeState) -> NodeState:
+    """What stands beside the pods' bridge is that of the other type: a datapath, or the port for pcap."""
+    before = state.netns.links
+    if BRIDGE_PORT not in before:
+        return state
+    other = DATAPATH_PORT if PCAP_PORT in before else PCAP_PORT
+    far = before[before[BRIDGE_PORT].peer or ""]
+    links = {name: link for name, link in before.items() if name not in (far.name, DATAPATH, VXLAN)}
+    links[BRIDGE_PORT] = msgspec.structs.replace(before[BRIDGE_PORT], peer=other)
+    links[other] = msgspec.structs.replace(far, name=other, master=None)
+    if other == DATAPATH_PORT:
+        links[DATAPATH] = Link(DATAPATH, "bridge", mtu=before[BRIDGE].mtu)
+        links[other] = msgspec.structs.replace(links[other], master=DATAPATH)
+    daemons = {name: daemon for name, daemon in state.daemons.items() if name != ROUTER}
+    netns = msgspec.structs.replace(state.netns, links=links, fdb={})
+    return msgspec.structs.replace(state, netns=netns, daemons=daemons)
+
+
+@fault("weave-stale-peer")
+class WeaveStalePeer(Fault, frozen=True, kw_only=True):
+    """When the node leaves nobody removes its peer, as before weave 2.1.1: it keeps its share of the ring.
+
+    What the others have to give away shrinks with every such node, until pods find no address. Healing is
+    ``weave rmpeer``.
+    """
+
+    aim: ClassVar[Aim] = "node"
+    outlives_nodes: ClassVar[bool] = True
+
+    def resolve(self, target: Target, scene: Scene) -> Target:
+        """On weave alone there is a ring."""
+        _on_weave(target.nodes)
+        return target
+
+    async def inject(self, hands: Hands, target: Target) -> None:
+        """Nothing changes yet."""
+        for node in target.nodes:
+            hands.ring.keep(node.name)
+
+    async def lift(self, hands: Hands, target: Target) -> None:
+        """What it owned is another's."""
+        for node in target.nodes:
+            hands.ring.forget(node.name)
+        hands.plane.worker_done()
+
+    async def amiss(self, hands: Hands, target: Target, on: bool) -> str:
+        """Healed, all nodes know whose addresses are theirs."""
+        behind = [name for name in sorted(hands.plane.workers) if not (on or hands.idle(name))]
+        return told(behind, "is not brought to its state yet")

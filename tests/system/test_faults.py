@@ -354,13 +354,18 @@ def test_faults_of_what_ran_on_a_node_end_when_it_leaves(own: Cluster, tmp_path:
     over = [own.fault("proxier-frozen", "node-2"), own.fault("stale-neighbour", "node-2", of="node-3")]
     stays = own.fault("loss", "node-2", source="node-3", loss=1.0)
     both = own.fault("policy-frozen", "node-1", "node-2")
+    full = own.fault("conntrack-full", "node-1", "node-2", share=0.02)
+    assert min(connections(own, node) for node in ("node-1", "node-2")) > 1_000
     assert not pings(own, "node-2", ADDRESS["node-3"])
     own.client.delete("/api/v1/nodes/node-2")
     eventually(lambda: all("healed" in record(own, each.id) for each in over), "they are over")
-    assert not any("healed" in record(own, each.id) for each in (stays, both))
+    assert not any("healed" in record(own, each.id) for each in (stays, both, full))
+    eventually(lambda: connections(own, "node-2") < 1_000, "its connection table is its own again")
+    assert connections(own, "node-1") > 1_000
     own.client.post("/api/v1/nodes", NODE_2)
     own.settle()
     assert NOBODY not in ok(own, "node-2", "ip", "neigh", "show", "nud", "permanent")
+    assert connections(own, "node-2") < 1_000
     assert not pings(own, "node-2", ADDRESS["node-3"]), "the network still loses packets"
     own.heal()
     assert pings(own, "node-2", ADDRESS["node-3"])
@@ -369,6 +374,12 @@ def test_faults_of_what_ran_on_a_node_end_when_it_leaves(own: Cluster, tmp_path:
     own.settle()
     to_web_2 = f"--to-destination {ip_of(own, 'web-2')}:80"
     eventually(lambda: any(to_web_2 in rule for rule in rules_of(own, "node-2")), "its service rules are new")
+
+
+def connections(cluster: Cluster, node: str) -> int:
+    """What the kernel counts in the connection table of a machine, be it a node or not."""
+    shown = cluster.host(node).run(["cat", "/proc/sys/net/netfilter/nf_conntrack_count"])
+    return int(shown.stdout)
 
 
 def rules_of(cluster: Cluster, node: str) -> list[str]:

@@ -161,6 +161,37 @@ def test_of_two_nodes_with_one_name_the_later_swallows_what_is_for_the_others_po
     assert bgp.ip("p3") not in routes(bgp.node(1))
 
 
+def test_a_name_is_shared_no_more_when_the_one_whose_it_was_has_left(tmp_path: Path) -> None:
+    (tmp_path / "lab.yaml").write_text(SPEC.format(mode="shared", options=OPTIONS["bgp"]))
+    pods = written(tmp_path, pod("p1", "node-1"), pod("p2", "node-2"), pod("p3", "node-3"))
+    with Cluster.up(tmp_path / "lab.yaml", manifests=[pods]) as cluster:
+        own = Lab(cluster, "bgp")
+        wait_until(lambda: own.established() == 6, CONVERGED_WITHIN, "all sessions of the mesh")
+        block, mine = own.block("p2"), own.block("p3")
+        shared = cluster.fault("same-host-name", "node-3", of="node-2")
+        assert block in own.birds(3, "route", "protocol", "blocks4")
+        cluster.client.delete("/api/v1/nodes/node-2")
+
+        def over() -> bool:
+            (record,) = (each for each in cluster.faults() if each["id"] == shared.id)
+            return "healed" in record and not record.get("problem")
+
+        wait_until(over, CONVERGED_WITHIN, "the fault is over")
+        assert block not in own.birds(3, "route", "protocol", "blocks4")
+        wait_until(lambda: own.reaches("p1", "p3"), CONVERGED_WITHIN, "p3 is reached")
+        wait_until(
+            lambda: routes(own.node(1)).get(mine, {}).get("gateway") == "192.168.100.13",
+            CONVERGED_WITHIN,
+            "by its own node's block",
+        )
+        assert block not in routes(own.node(1))
+
+
+def test_without_bridge_netfilter_is_refused(bgp: Lab) -> None:
+    with pytest.raises(RequestFailed, match="with calico pods are on no bridge"):
+        bgp.cluster.fault("bridge-netfilter-off", "node-1").__enter__()
+
+
 @pytest.mark.parametrize(
     ("target", "of", "why"), [("node-2", "node-2", "of another one"), ("node-1", "node-9", "no node")]
 )

@@ -66,6 +66,24 @@ def test_exactly_the_pods_of_the_node_are_lost_to_others_and_found_again(cluster
     assert reaches(cluster, "a", B)
 
 
+def test_a_node_that_left_and_joined_again_is_found_and_the_other_is_still_lost(tmp_path: Path) -> None:
+    node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-2"}}
+    with up(tmp_path, "faults-rejoin", "{name: flannel}") as own:
+        with own.fault("missing-fdb", "node-2", "node-3"):
+            own.client.delete("/api/v1/nodes/node-2")
+            own.settle()
+            own.client.post("/api/v1/nodes", node)
+            own.settle()
+            (tmp_path / "again.yaml").write_text(POD.format(name="b", number=2))
+            own.apply(tmp_path / "again.yaml")
+            own.wait(ready="app=b")
+            own.settle()
+            (b,) = (each["status"]["podIP"] for each in own.pods() if each["metadata"]["name"] == "b")
+            assert reaches(own, "a", b)
+            assert not reaches(own, "a", C)
+        assert reaches(own, "a", C)
+
+
 def test_nodes_that_all_announce_the_address_of_their_nat_interface_reach_each_other_no_more(
     cluster: Cluster,
 ) -> None:

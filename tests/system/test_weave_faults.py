@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from cell_lab import captured, echoes, mac, ok, ping, pod, told, written
-from test_weave_mesh import ip, reached_by, status, up
+from test_weave_mesh import SPEC, ip, reached_by, status, up
 
 from testbed.api.client import RequestFailed
 from testbed.api.cluster import Cluster
@@ -125,6 +125,96 @@ def test_without_bridge_netfilter_policies_of_a_nodes_own_pods_are_not_enforced(
     cluster.delete(objects)
     cluster.settle()
     whole(cluster)
+
+
+WEAVER = (
+    'weaver: Existing bridge type "bridge" is different than requested "bridged_fastdp". '
+    "Please do 'weave reset' and try again"
+)
+UNWIRED = (
+    "container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady "
+    "message:Network plugin returns error: cni plugin not initialized"
+)
+
+
+def devices(cluster: Cluster, node: str) -> set[str]:
+    """Those that weave has on a node, but for pods' ports."""
+    links = {link["ifname"] for link in told(cluster.node(node), "ip", "-json", "link")}
+    return {name for name in links if name.startswith(("weave", "datapath", "vethwe-", "vxlan-"))}
+
+
+def ready(cluster: Cluster, node: str) -> tuple[str, str]:
+    conditions = cluster.client.get(f"/api/v1/nodes/{node}")["status"]["conditions"]
+    (found,) = (each for each in conditions if each["type"] == "Ready")
+    return found["status"], found["message"]
+
+
+def events(cluster: Cluster, of: str, reason: str) -> list[str]:
+    found = cluster.client.get("/api/v1/events")["items"]
+    wanted = (reason, of)
+    return [each["message"] for each in found if (each["reason"], each["involvedObject"]["name"]) == wanted]
+
+
+def test_bridge_of_another_start_keeps_weaver_down_and_its_node_out(tmp_path: Path) -> None:
+    with up(tmp_path, "weave-bridge-type", 3) as cluster:
+        reached_by(cluster, "fastdp", count=3)
+        for name in ("mate", "late"):
+            (tmp_path / name).mkdir()
+        mate, late = (
+            written(tmp_path / name, {**pod(name), "spec": {**pod(name)["spec"], "nodeName": "node-3"}})
+            for name in ("mate", "late")
+        )
+        cluster.apply(mate)
+        cluster.wait(ready="app=mate")
+        cluster.settle()
+        before = devices(cluster, "node-3")
+        assert before == {"weave", "datapath", "vethwe-bridge", "vethwe-datapath", "vxlan-6784"}
+        with cluster.fault("weave-bridge-type", "node-3"):
+            assert devices(cluster, "node-3") == {"weave", "vethwe-bridge", "vethwe-pcap"}
+            assert ready(cluster, "node-3") == ("False", UNWIRED)
+            assert events(cluster, "node-3", "NetworkNotReady")[-1] == WEAVER
+            assert not reaches(cluster, "p1", "p3")
+            assert not reaches(cluster, "p3", "p2")
+            assert reaches(cluster, "p3", "mate"), "by the bridge that is left"
+            assert reaches(cluster, "p1", "p2")
+            wait_until(
+                lambda: set(status(cluster.node("node-1"), "node-1")) == {"node-2"}, 20, "no peer of others"
+            )
+            cluster.apply(late)
+            wait_until(lambda: events(cluster, "late", "NetworkNotReady"), 10, "the pod's event")
+            assert events(cluster, "late", "NetworkNotReady") == [f"network is not ready: {UNWIRED}"]
+        assert ready(cluster, "node-3") == ("True", "kubelet is posting ready status")
+        assert devices(cluster, "node-3") == before
+        cluster.wait(ready="app=late")
+        wait_until(lambda: reaches(cluster, "p1", "late"), 10, "the pod is wired")
+        whole(cluster)
+
+
+def test_stale_peer_keeps_its_share_until_it_is_removed(tmp_path: Path) -> None:
+    """Of 16 addresses two peers have 8 each: bridges, pods, and what is nobody's."""
+    spec = SPEC.format(name="weave-stale", nodes=2, dataplane='{"name": "weave"}').replace(
+        "network:", "network:\n    podCIDR: 10.32.0.0/28\n    nodeMask: 30"
+    )
+    (tmp_path / "spec.yaml").write_text(spec)
+    mine = [{**pod(f"q{k}"), "spec": {**pod(f"q{k}")["spec"], "nodeName": "node-1"}} for k in range(7)]
+    with Cluster.up(tmp_path / "spec.yaml") as own:
+
+        def shares() -> set[str]:
+            saved = ok(own.node("node-1"), "ipset", "save", "weaver-no-masq-local")
+            return {line.split()[2] for line in saved.splitlines() if line.startswith("add")}
+
+        with own.fault("weave-stale-peer", "node-2"):
+            own.client.delete("/api/v1/nodes/node-2")
+            own.settle()
+            assert shares() == {"10.32.0.0/29"}
+            own.apply(written(tmp_path, *mine))
+            wait_until(lambda: events(own, "q6", "FailedCreatePodSandBox"), 15, "no address is left")
+            (message,) = events(own, "q6", "FailedCreatePodSandBox")
+            assert "waiting for IP range grant from peers: node-2 7 IPs - unreachable!" in message
+            own.wait(ready="app in (q0,q1,q2,q3,q4,q5)")
+        assert shares() == {"10.32.0.0/28"}
+        own.wait(ready="app=q6")
+        assert ip(own, "q6") == "10.32.0.8"
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,7 +14,11 @@ import msgspec
 import pytest
 
 from testbed.apps.wire import dns
+from testbed.cluster.reconcile import diff
+from testbed.control.ipam import Held
 from testbed.control.snapshot import ClusterFacts, Node, Pod, Snapshot
+from testbed.dataplane import dataplanes
+from testbed.dataplane.weave.ring import EXPOSED
 from testbed.errors import InputError, TestbedError
 from testbed.fabric.links import Shaping
 from testbed.faults import faults
@@ -28,7 +33,7 @@ from testbed.faults.target import Scene, Target, Wanted, choose
 from testbed.faults.udp_race import counted
 from testbed.kernel.channel import ChannelClosed
 from testbed.objects.store import Event
-from testbed.state import Chain, NetnsState, NodeState, PodState, Route
+from testbed.state import Chain, Listener, NetnsState, NodeState, PodState, Route
 
 FACTS = ClusterFacts("cluster.local", ("10.244.0.0/16",), ("10.96.0.0/12",), ("192.168.100.0/24",), ())
 NODES = tuple(Node(f"node-{k}", (f"192.168.100.{10 + k}",), (f"10.244.{k}.0/24",)) for k in range(1, 7))
@@ -273,6 +278,12 @@ def test_the_guide_names_faults_that_there_are() -> None:
     assert [name for name in told if name not in faults] == []
 
 
+def test_every_fault_is_in_the_guides() -> None:
+    root = Path(__file__).parents[2]
+    told = "".join((root / "docs" / name).read_text() for name in ("faults.md", "dataplanes.md"))
+    assert [name for name in faults if f"`{name}`" not in told] == []
+
+
 def faults_of(plane: Any) -> Faults:
     runtime = cast(Any, SimpleNamespace(plane=plane, crashed={}))
     return Faults(runtime, Hands(runtime))
@@ -323,14 +334,100 @@ def test_where_a_node_leaves_its_faults_are_over_and_those_of_the_network_stay()
     service.node_changed(left("node-3"))
     assert begun == []
     service.node_changed(left("node-1"))
-    assert [work.cr_code.co_name for work in begun] == ["_heal_after"]
-    begun[0].close()
+    assert [work.cr_code.co_name for work in begun] == ["_heal_after", "_end_on"]
+    for work in begun:
+        work.close()
+    begun.clear()
+    service.node_changed(left("node-1"))
+    assert begun == [], "there it is over already"
     joined = msgspec.structs.replace(state)
     assert service.perturb("node-1", joined).netns.sysctls == {}
     assert service.perturb("node-1", joined).netns.chains != state.netns.chains
     service.node_changed(left("node-2"))
-    assert len(begun) == 2
-    begun[1].close()
+    assert [work.cr_code.co_name for work in begun] == ["_heal_after"]
+    begun[0].close()
+
+
+def on(service: Faults, kind: str, *names: str, **options: Any) -> _Active:
+    """A fault that is in force."""
+    fault, number = make(kind, **options), f"fault-{len(service._active) + 1}"
+    active = _Active(number, Request(kind), fault, aimed(fault, *names))
+    service._active[number] = active
+    service._record(active, 0.0)
+    return active
+
+
+def test_peers_know_the_truth_of_a_node_that_left_and_joined_again_and_not_of_the_others() -> None:
+    service = faults_of(SimpleNamespace(perturb=None, workers={}))
+    service._runtime.background = lambda work: work.close()
+    on(service, "stale-subnet", "node-2", "node-3")
+    state = STATES["node-1"]
+    assert set(service.perturb("node-1", state).netns.routes).isdisjoint(state.netns.routes)
+    service.node_changed(left("node-2"))
+    assert set(state.netns.routes) - set(service.perturb("node-1", state).netns.routes) == {"10.244.3.0/24"}
+
+
+class Filling:
+    """Nodes whose connection tables are filled by programs; what these leave is removed by others."""
+
+    def __init__(self, service: Faults) -> None:
+        self.running: dict[str, int] = {}
+        self.held: dict[str, int] = {}
+        self.hands = cast(Any, service._hands)
+        self.hands.start, self.hands.run = self.start, self.run
+
+    async def start(self, node: str, argv: Any) -> Any:
+        self.held[node] = 1_000
+
+        async def fill() -> None:
+            await asyncio.Event().wait()
+
+        return asyncio.ensure_future(fill())
+
+    async def run(self, node: str, argv: Any, **more: Any) -> str:
+        if argv[0] != "cat":
+            self.held[node] = 0
+        return "1000" if argv[-1].endswith("_max") else str(self.held.get(node, 0))
+
+
+def test_a_table_is_filled_no_more_where_its_node_has_left_and_goes_on_elsewhere() -> None:
+    async def told() -> None:
+        service = faults_of(SimpleNamespace(perturb=None, workers={}))
+        filling, begun = Filling(service), []
+        service._runtime.background = begun.append
+        active = on(service, "conntrack-full", "node-1", "node-2")
+        await active.fault.inject(service._hands, active.target)
+        service.node_changed(left("node-2"))
+        (work,) = begun
+        await work
+        assert filling.held == {"node-1": 1_000, "node-2": 0}
+        assert list(service._hands.kept) == ["fault-1 node-1"]
+        assert await active.fault.amiss(service._hands, active.target, on=True) == ""
+        await service.heal("fault-1")
+        assert filling.held == {"node-1": 0, "node-2": 0}
+        assert service._hands.kept == {}
+        assert service.records["fault-1"].problem == ""
+
+    asyncio.run(told())
+
+
+def test_what_could_not_be_undone_on_a_node_that_left_is_told() -> None:
+    class Broken(Fault, frozen=True, kw_only=True):
+        async def lift(self, hands: Any, target: Target) -> None:
+            raise TestbedError(f"no way to {target.names}")
+
+    async def told() -> None:
+        service, begun = faults_of(SimpleNamespace(perturb=None, workers={})), []
+        service._runtime.background = begun.append
+        active = service._active["fault-1"] = _Active("fault-1", Request("x"), Broken(), Target(NODES[:2]))
+        service._record(active, 0.0)
+        service.node_changed(left("node-1"))
+        (work,) = begun
+        await work
+        assert service.records["fault-1"].problem == "not ended on node-1: no way to ['node-1']"
+        assert active.target.names == ["node-2"]
+
+    asyncio.run(told())
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -400,3 +497,116 @@ def test_a_fault_whose_undoing_broke_off_can_be_healed_again() -> None:
         assert (record.problem, tries) == ("", ["lift", "lift"])
 
     asyncio.run(healed_twice())
+
+
+# --- flannel and its plugin -----------------------------------------------------------------------------
+
+WIRED = Pod("uid-1", "default", "web-1", "node-1", ("10.244.1.2",))
+
+
+def flannel_node(*uids: str) -> NodeState:
+    """A node of flannel with these pods."""
+    facts = replace(FACTS, dataplane="flannel")
+    pods = tuple(Pod(uid, "default", uid, "node-1", (f"10.244.1.{k}",)) for k, uid in enumerate(uids, 2))
+    nodes = tuple(replace(node, had_pods=True) for node in NODES[:3])
+    state = dataplanes.get("flannel").compile(Snapshot(facts, nodes, pods), nodes[0])
+    serving = {
+        uid: msgspec.structs.replace(pod, listeners=(Listener("c", "TCP", 80, "http"),))
+        for uid, pod in state.pods.items()
+    }
+    return msgspec.structs.replace(state, pods=serving)
+
+
+def aimed_on_flannel(kind: str, **options: Any) -> tuple[Fault, Target]:
+    fault = make(kind, **options)
+    nodes = tuple(replace(node, had_pods=True) for node in NODES)
+    seen = Snapshot(replace(FACTS, dataplane="flannel"), nodes, (WIRED,))
+    scene = Scene(seen, (WIRED,), LINKS)
+    return fault, fault.resolve(choose(fault.aim, Wanted(("node-1",)), scene, "0"), scene)
+
+
+@pytest.mark.parametrize("kind", ["no-subnet-file", "subnet-changed"])
+def test_a_plugin_that_refuses_leaves_pods_that_were_wired_and_makes_no_others(kind: str) -> None:
+    fault, target = aimed_on_flannel(kind)
+    true = flannel_node("uid-1", "uid-9")
+    state = fault.perturb({"node-1": true}, target)["node-1"]
+    assert state.pods["uid-1"] == true.pods["uid-1"]
+    new = state.pods["uid-9"]
+    assert 'plugin type="flannel" failed (add)' in new.refused
+    assert (new.netns, new.listeners) == (NetnsState(), ())
+    (end,) = (link.peer for link in true.pods["uid-9"].netns.links.values() if link.peer)
+    assert end in true.netns.links
+    assert end not in state.netns.links
+    assert [type(change).__name__ for change in diff(state, true)][:1] == ["DeletePods"], "it is made anew"
+    assert fault.perturb({"node-2": NodeState()}, target) == {"node-2": NodeState()}
+
+
+def test_a_pod_of_the_hosts_network_needs_no_plugin() -> None:
+    fault, target = aimed_on_flannel("no-subnet-file")
+    states = {"node-1": NodeState(pods={"uid-9": PodState("uid-9", "a", "b", "c", host_network=True)})}
+    assert fault.perturb(states, target) == states
+
+
+def test_a_changed_subnet_is_that_of_the_node_and_of_its_peers_but_not_of_the_bridge() -> None:
+    fault, target = aimed_on_flannel("subnet-changed", subnet="10.244.77.0/24")
+    own = fault.perturb({"node-1": flannel_node("uid-1")}, target)["node-1"]
+    assert {each.address for each in own.netns.addresses.values()} == {"10.244.1.1/24", "10.244.77.0/32"}
+    assert "FLANNEL_SUBNET=10.244.77.1/24" in own.files["/run/flannel/subnet.env"]
+    rules = own.netns.chains["ipv4", "nat", "FLANNEL-POSTRTG"].rules
+    assert [rule for rule in rules if "10.244.1." in rule] == []
+    assert len([rule for rule in rules if "10.244.77.0/24" in rule]) == 3
+    nodes = tuple(replace(node, had_pods=True) for node in NODES[:3])
+    seen = Snapshot(replace(FACTS, dataplane="flannel"), nodes)
+    moved = (replace(nodes[0], pod_cidrs=("10.244.77.0/24",)), *nodes[1:])
+    flannel = dataplanes.get("flannel")
+    peer = fault.perturb({"node-2": flannel.compile(seen, nodes[1])}, target)["node-2"]
+    assert peer == flannel.compile(replace(seen, nodes=moved), nodes[1]), "as if it had always been so"
+
+
+def test_faults_of_flannel_are_refused_elsewhere() -> None:
+    for kind in ("no-subnet-file", "subnet-changed", "flannel-rules-disordered"):
+        with pytest.raises(InputError, match="dataplane is not flannel"):
+            aimed(make(kind), "node-1")
+
+
+# --- weave ----------------------------------------------------------------------------------------------
+
+
+def weave_states(**options: Any) -> tuple[Snapshot, dict[str, NodeState]]:
+    facts = replace(FACTS, dataplane="weave", pod_cidrs=("10.32.0.0/12",), dataplane_options=options)
+    nodes = tuple(
+        replace(node, pod_cidrs=(), held=Held((), own={EXPOSED: f"10.32.0.{k}"}))
+        for k, node in enumerate(NODES[:3], 1)
+    )
+    pods = tuple(
+        Pod(uid, "default", uid, "node-1", (f"10.32.1.{k}",)) for k, uid in enumerate(("uid-1", "uid-9"))
+    )
+    seen = Snapshot(facts, nodes, pods)
+    return seen, {node.name: dataplanes.get("weave").compile(seen, node) for node in nodes}
+
+
+@pytest.mark.parametrize(("mode", "other"), [("fastdp", "sleeve"), ("sleeve", "fastdp")])
+def test_a_bridge_of_another_start_is_that_of_the_other_mode(mode: str, other: str) -> None:
+    seen, states = weave_states(mode=mode)
+    fault = make("weave-bridge-type")
+    target = fault.resolve(
+        choose("node", Wanted(("node-1",)), scene := Scene(seen, (WIRED,), ()), "0"), scene
+    )
+    found = fault.perturb(states, target)
+    own, left = found["node-1"], set(weave_states(mode=other)[1]["node-1"].netns.links) - {"vxlan-6784"}
+    assert {name for name in own.netns.links if not name.startswith("vethwepl")} == {
+        name for name in left if not name.startswith("vethwepl")
+    }
+    assert (own.daemons, own.netns.fdb) == ({}, {})
+    assert own.pods["uid-1"] == states["node-1"].pods["uid-1"]
+    assert own.pods["uid-9"].refused.startswith("network is not ready: container runtime network not ready")
+    config = json.loads(found["node-2"].daemons["weaver"].files["config.json"])
+    assert [peer["node"] for peer in config["peers"].values()] == ["node-3"]
+    assert {entry.dst for entry in found["node-2"].netns.fdb.values()} <= {"192.168.100.13"}
+
+
+def test_a_bridge_of_another_start_is_not_for_open_vswitch() -> None:
+    seen, _ = weave_states(datapath="ovs")
+    fault, scene = make("weave-bridge-type"), Scene(seen, (), ())
+    with pytest.raises(InputError, match="not with datapath: ovs"):
+        fault.resolve(choose("node", Wanted(("node-1",)), scene, "0"), scene)

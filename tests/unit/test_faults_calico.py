@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from ipaddress import ip_network
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -16,8 +17,11 @@ from testbed.dataplane.calico.bird import CONFIG, NAME
 from testbed.dataplane.calico.felix import Felix
 from testbed.errors import InputError
 from testbed.faults import faults
+from testbed.faults.hands import Hands
 from testbed.faults.model import Fault, States
+from testbed.faults.service import Faults, Request, _Active
 from testbed.faults.target import Scene, Target, Wanted, choose
+from testbed.objects.store import Event
 from testbed.state import NetnsState, NodeState, Vxlan
 
 WRONG = "172.17.0.1"
@@ -132,6 +136,29 @@ def test_two_nodes_of_one_name_are_compiled_as_one_that_is_where_the_later_is() 
     assert config(states["node-1"]) == config(wanted["node-1"])
     assert config(states["node-3"]) == config(wanted["node-2"])
     assert config(states["node-2"]) == config(wanted["node-2"])
+
+
+@pytest.mark.parametrize("gone", ["node-2", "node-3"])
+def test_a_shared_name_is_shared_no_more_when_either_node_leaves(gone: str) -> None:
+    begun: list[Any] = []
+    runtime: Any = SimpleNamespace(plane=SimpleNamespace(perturb=None, workers={}), background=begun.append)
+    service, seen = Faults(runtime, Hands(runtime)), snapshot({})
+    fault, target = aimed(seen, "same-host-name", "node-3", of="node-2")
+    service._active["fault-1"] = _Active("fault-1", Request("same-host-name"), fault, target)
+    state = compiled(seen)["node-1"]
+    assert service.perturb("node-1", state) != state
+    service.node_changed(Event("DELETED", {"kind": "Node", "metadata": {"name": "node-1"}}))
+    assert begun == []
+    service.node_changed(Event("DELETED", {"kind": "Node", "metadata": {"name": gone}}))
+    assert [work.cr_code.co_name for work in begun] == ["_heal_after"]
+    begun[0].close()
+    assert service.perturb("node-1", state) is state
+
+
+def test_without_bridge_netfilter_is_nothing_where_pods_are_on_no_bridge() -> None:
+    seen = snapshot({})
+    with pytest.raises(InputError, match="with calico pods are on no bridge"):
+        aimed(replace(seen, facts=replace(seen.facts, dataplane="calico")), "bridge-netfilter-off", "node-1")
 
 
 def test_a_shared_name_is_about_bgp() -> None:

@@ -8,7 +8,7 @@ from pretended import drive, make_plane
 from testbed.cluster.clock import ManualClock
 from testbed.cluster.controlplane import ControlPlane
 from testbed.control import nodelifecycle
-from testbed.control.nodelifecycle import NOT_READY, UNREACHABLE, conditions, eviction_time, taints
+from testbed.control.nodelifecycle import NOT_READY, UNREACHABLE, UNWIRED, conditions, eviction_time, taints
 
 NOW = 1_000_000_000.0
 LATER = "2001-09-09T01:47:40Z"
@@ -30,6 +30,15 @@ def test_a_silent_node_is_unknown_in_all_that_its_kubelet_says():
     assert {c["status"] for c in unknown if c["type"] != "Own"} == {"Unknown"}
     assert {c["lastTransitionTime"] for c in unknown if c["type"] != "Own"} == {LATER}
     assert unknown[-1] == {"type": "Own", "status": "True"}
+
+
+def test_a_node_without_network_is_not_ready_and_says_why() -> None:
+    found = {each["type"]: each for each in conditions([], True, NOW, NOW, UNWIRED)}
+    ready = found.pop("Ready")
+    assert (ready["status"], ready["reason"], ready["message"]) == ("False", "KubeletNotReady", UNWIRED)
+    assert {each["status"] for each in found.values()} == {"False"}
+    silent = {each["type"]: each["status"] for each in conditions([], False, NOW, NOW, UNWIRED)}
+    assert silent["Ready"] == "Unknown"
 
 
 @pytest.mark.parametrize(("status", "key"), [("Unknown", UNREACHABLE), ("False", NOT_READY)])

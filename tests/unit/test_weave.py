@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -27,6 +29,7 @@ from testbed.policy.meaning import Meaning
 from testbed.rules import walk
 from testbed.rules.flows import Flow as Packet
 from testbed.rules.flows import Host
+from testbed.spec.load import load_spec
 from testbed.state import NODE, Address, Daemon, Listener, NetnsState, NodeState, PodState
 
 WHOLE = "10.32.0.0/12"
@@ -147,6 +150,47 @@ def test_removed_peers_range_is_anothers_and_its_pods_keep_their_addresses() -> 
         made.allocate("a", "q", taken)
     made.release("b", "p")
     assert made.allocate("a", "q", taken) == (taken,)
+
+
+def test_kept_peer_that_left_owns_what_it_did_until_it_is_removed() -> None:
+    made = ring("a", "b", cidr="10.32.0.0/28")
+    made.keep("b")
+    made.remove_node("b")
+    for k in range(6):
+        made.allocate("a", f"p{k}")
+    with pytest.raises(
+        AllocationError, match=r"^waiting for IP range grant from peers: b 7 IPs - unreachable!"
+    ):
+        made.allocate("a", "q")
+    made.forget("b")
+    assert made.held("a").ranges == ("10.32.0.0/28",)
+    assert made.allocate("a", "q") == ("10.32.0.8",)
+    made.forget("b")
+    assert made.held("a").ranges == ("10.32.0.0/28",)
+
+
+def test_kept_peer_that_comes_back_finds_its_own() -> None:
+    made = ring("a", "b")
+    before = made.held("b").ranges
+    made.keep("b")
+    made.remove_node("b")
+    made.remove_node("a")
+    made.add_node("c")
+    made.add_node("b")
+    made.forget("b")
+    assert made.held("b").ranges == before
+    assert made.held("c").ranges == ("10.32.0.0/13",)
+
+
+def test_range_that_overlaps_the_site_is_refused(tmp_path: Path) -> None:
+    """As the launcher does (``weaveutil netcheck``): stock addresses, and nodes in the midst of them."""
+    spec = {"nodes": {"count": 2}, "network": {"dataplane": {"name": "weave"}, "nodeCIDR": "10.40.7.0/24"}}
+    path = tmp_path / "site.yaml"
+    path.write_text(json.dumps({"apiVersion": "testbed/v1", "kind": "Cluster", "spec": spec}))
+    with pytest.raises(InputError, match="overlaps") as refused:
+        load_spec(path)
+    assert "10.40.7.0/24" in str(refused.value)
+    assert WHOLE in str(refused.value)
 
 
 def test_peer_that_comes_when_all_have_left_owns_the_whole_range() -> None:

@@ -124,6 +124,41 @@ def test_pods_of_a_request_that_failed_as_a_whole_are_not_said_to_run_but_made_a
     assert (agent.asked, plane.made) == (2, [["u"]])
 
 
+class Refusing(OnePod):
+    """Its plugin refuses the pod at first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failed: list[tuple[str, str]] = []
+
+    def desired(self, node: str) -> NodeState:
+        refused = "" if self.failed else "no such file"
+        return NodeState(pods={"u": PodState("u", "default", "web", "web", refused=refused)})
+
+    def pod_failed(self, uid: str, message: str) -> None:
+        self.failed.append((uid, message))
+
+
+def test_a_pod_that_its_plugin_refuses_is_told_and_said_to_run_when_it_no_longer_does() -> None:
+    agent, plane = Agent(), Refusing()
+    agent.asked = 1
+
+    async def story() -> None:
+        channel: Any = agent
+        node = worker.NodeWorker("node-1", channel, plane)
+        running = asyncio.create_task(node.run())
+        async with asyncio.timeout(5):
+            for _ in range(2):
+                plane.done.clear()
+                node.touch()
+                await plane.done.wait()
+        running.cancel()
+
+    asyncio.run(story())
+    assert plane.failed == [("u", "no such file")]
+    assert plane.made == [[], ["u"]]
+
+
 class Full:
     """Can write no file the first time; orders: what it was asked."""
 

@@ -26,6 +26,8 @@ class Nodes:
         self._store, self._clock, self._recorder = store, clock, recorder
         self.clocks = {**nodelifecycle.CLOCKS, **clocks}
         self._heard: dict[str, float] = {}  # node → when it last said something
+        self.unwired: dict[str, str] = {}
+        """Node → what its runtime's network lacks, so that its kubelet is not ready."""
         self._due_nodes: dict[str, None] = {}
         self._due_pods: dict[str, None] = {}
         self._pods: defaultdict[str, dict[str, Name]] = defaultdict(dict)  # node → its pods by uid
@@ -45,6 +47,13 @@ class Nodes:
         if new and not self._watching:
             self._watching = True
             self._clock.later(self.clocks["nodeMonitorPeriod"], self._look)
+
+    def wired(self, node: str, problem: str) -> None:
+        """What a node's network lacks from now on; "": nothing."""
+        self.unwired.pop(node, None)
+        if problem:
+            self.unwired[node] = problem
+        self._due_nodes[node] = None
 
     def _look(self) -> None:
         """Look which nodes have been silent for too long, again and again."""
@@ -76,6 +85,7 @@ class Nodes:
                     del self._tainted[name]
             if event.type == "DELETED":
                 self._heard.pop(name, None)
+                self.unwired.pop(name, None)
 
     def _observe_pod(self, event: Event) -> None:
         metadata, node = event.object["metadata"], event.object["spec"].get("nodeName")
@@ -106,18 +116,19 @@ class Nodes:
             return
         now, heard = self._clock.now(), self._heard[name]
         alive = heard > now - self.clocks["nodeMonitorGracePeriod"]
-        before = nodelifecycle.ready(node)
+        problem = self.unwired.get(name, "")
+        before, ready = nodelifecycle.ready(node), alive and not problem
         status = node.get("status") or {}
-        conditions = nodelifecycle.conditions(status.get("conditions") or (), alive, heard, now)
+        conditions = nodelifecycle.conditions(status.get("conditions") or (), alive, heard, now, problem)
         node = self._store.update_status({**node, "status": {**status, "conditions": conditions}})
         taints = nodelifecycle.taints(node, now)
         if taints != (node["spec"].get("taints") or []):
             spec = {key: value for key, value in node["spec"].items() if key != "taints"}
             node = {**node, "spec": {**spec, **({"taints": taints} if taints else {})}}
             self._store.update(node, trusted=True)
-        if alive == (before == "True"):
+        if ready == (before == "True"):
             return
-        state = "NodeReady" if alive else "NodeNotReady"
+        state = "NodeReady" if ready else "NodeNotReady"
         text = f"Node {name} status is now: {state}"
         self._recorder.record(node, "Normal", state, text, "kubelet" if alive else "node-controller")
         if not alive:

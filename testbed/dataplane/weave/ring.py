@@ -4,14 +4,14 @@ Each part of the ring belongs to one peer, which gives out the lowest free addre
 parts are made by halving the range over the peers that agreed (``consensus``); until enough of them are there
 nobody gets an address. A peer that has none left is given half of the largest free piece of the peer with the
 most free addresses (weave asks one at random, weighted by that). What a peer that was removed owned goes to
-another, as ``weave rmpeer`` does it; weave-kube removes peers whose nodes are gone.
+another, as ``weave rmpeer`` does it; weave-kube removes peers whose nodes are gone, unless they are kept.
 
 Sources: weave ``docs/ipam.md``, ``ipam/{allocator.go,ring/ring.go,space/space.go}``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, ip_address, summarize_address_range
@@ -53,6 +53,7 @@ class Ring:
         self._quorum = (consensus or len(peers)) // 2 + 1
         self._parts: tuple[Part, ...] = ()
         self._peers: dict[str, None] = {}
+        self._kept: set[str] = set()  # peers that nobody removes when they are gone
         self._owners: dict[int, tuple[str, str]] = {}  # address → (node, owner)
         self._numbers: dict[tuple[str, str], int] = {}
         # The whole range's first and last address are nobody's.
@@ -73,7 +74,7 @@ class Ring:
                 self._come(peer)
         elif self._parts:
             if len(self._peers) == 1:  # what the last one owned that left is nobody else's
-                self._set_parts(Part(part.start, part.end, node) for part in self._parts)
+                self._give({part.peer for part in self._parts} - self._kept, node)
             self._come(node)
 
     def _agree(self) -> bool:
@@ -94,14 +95,30 @@ class Ring:
         """The peer is removed, and what it owned is another's; addresses of its pods stay taken."""
         self._peers.pop(node, None)
         self.release(node, EXPOSED)
+        if node not in self._kept:
+            self._remove(node)
+
+    def keep(self, node: str) -> None:
+        """Nobody is to remove this peer: gone, it still owns what it did."""
+        self._kept.add(node)
+
+    def forget(self, node: str) -> None:
+        """Remove it as any other, now if it is gone."""
+        self._kept.discard(node)
+        if node not in self._peers:
+            self._remove(node)
+
+    def _remove(self, node: str) -> None:
         heirs = [peer for peer in self._peers if self._owns_anything(peer)] or list(self._peers)
         if not heirs or not self._parts:
             return
-        heir = heirs[0]
+        self._give({node}, heirs[0])
+        self._touch(heirs[0])
+
+    def _give(self, owners: Collection[str], heir: str) -> None:
         self._set_parts(
-            Part(part.start, part.end, heir if part.peer == node else part.peer) for part in self._parts
+            Part(part.start, part.end, heir if part.peer in owners else part.peer) for part in self._parts
         )
-        self._touch(heir)
 
     def _owns_anything(self, peer: str) -> bool:
         return any(part.peer == peer for part in self._parts)
@@ -177,7 +194,7 @@ class Ring:
         pieces = {other: list(self._free(other)) for other in self._peers if other != peer}
         rich = {other: sum(end - start for start, end in free) for other, free in pieces.items() if free}
         if not rich:
-            raise AllocationError(f"no IP addresses available: {self.network} is full")
+            raise AllocationError(self._full())
         donor = max(rich, key=lambda other: rich[other])
         start, end = max(pieces[donor], key=lambda piece: (piece[1] - piece[0], piece[0]))
         upper = end - (end - start + 1) // 2
@@ -187,6 +204,15 @@ class Ring:
         self._touch(donor)
         self._touch(peer)
         return first
+
+    def _full(self) -> str:
+        """Why nobody gives any, in the words of ``weave status``."""
+        gone = {part.peer for part in self._parts} - self._peers.keys()
+        lost = {peer: sum(end - start for start, end in self._free(peer)) for peer in sorted(gone)}
+        if not sum(lost.values()):
+            return f"no IP addresses available: {self.network} is full"
+        shares = ", ".join(f"{peer} {count} IPs" for peer, count in lost.items())
+        return f"waiting for IP range grant from peers: {shares} - unreachable! use 'rmpeer' if they are dead"
 
     def adopt(self, node: str, owner: str, ips: tuple[str, ...]) -> None:
         """See ``Ipam``. An address outside the range needs no reservation."""
