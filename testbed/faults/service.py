@@ -327,7 +327,8 @@ class Faults:
                 await self._until(lambda: active.fault.amiss(self._hands, part, on=False), deadline, what)
             except (TestbedError, ChannelClosed) as error:
                 log.error("%s: %s: %s", active.id, node, error)
-                self.records[active.id].problem = f"not ended on {node}: {error}"
+                if (record := self.records.get(active.id)) is not None:  # else it could not be applied
+                    record.problem = f"not ended on {node}: {error}"
 
     async def heal_all(self) -> list[dict[str, Any]]:
         """Heal all, the last first. Raises the first failure when all were tried."""
