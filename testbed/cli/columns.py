@@ -45,8 +45,31 @@ def _pod(pod: Object) -> Sequence[object]:
     containers = status.get("containerStatuses") or ()
     ready = sum(bool(entry.get("ready")) for entry in containers)
     restarts = sum(entry.get("restartCount", 0) for entry in containers)
-    phase = "Terminating" if "deletionTimestamp" in pod["metadata"] else status.get("phase", "Pending")
-    return [f"{ready}/{len(pod['spec'].get('containers') or ())}", phase, restarts, age(pod)]
+    return [f"{ready}/{len(pod['spec'].get('containers') or ())}", pod_status(pod), restarts, age(pod)]
+
+
+def pod_status(pod: Object) -> str:
+    """What kubectl prints of a pod under STATUS. Source: ``pkg/printers/internalversion/printers.go``
+    (printPod)."""
+    status = pod.get("status", {})
+    if "deletionTimestamp" in pod["metadata"]:
+        return "Terminating"
+    initial = status.get("initContainerStatuses") or ()
+    for number, entry in enumerate(initial):
+        state = entry["state"]
+        if state.get("terminated", {}).get("exitCode") == 0 or ("running" in state and entry.get("started")):
+            continue
+        reason = state.get("waiting", {}).get("reason", "PodInitializing")
+        return f"Init:{number}/{len(initial)}" if reason == "PodInitializing" else f"Init:{reason}"
+    reason, running = status.get("reason") or status.get("phase", "Pending"), False
+    for entry in reversed(status.get("containerStatuses") or ()):
+        state = entry.get("state") or {}
+        if "waiting" in state:
+            reason = state["waiting"].get("reason") or reason
+        elif "terminated" in state:
+            reason = state["terminated"].get("reason") or f"ExitCode:{state['terminated']['exitCode']}"
+        running |= "running" in state and bool(entry.get("ready"))
+    return "Running" if reason == "Completed" and running else str(reason)
 
 
 def _pod_wide(pod: Object) -> Sequence[object]:

@@ -407,11 +407,11 @@ class ControlPlane:
             try:
                 ips = self.ipam.allocate(node, uid, asked)
             except (AllocationError, ValueError) as error:
-                self._warn(pod, "FailedCreatePodSandBox", f"failed to allocate for range 0: {error}")
+                self._unmade(pod, "FailedCreatePodSandBox", f"failed to allocate for range 0: {error}")
                 return
         if problem := sandbox_problem(self.facts, view.typed_pod(pod, ips)):
             self.ipam.release(node, uid)
-            self._warn(pod, "FailedCreatePodSandBox", problem)
+            self._unmade(pod, "FailedCreatePodSandBox", problem)
             return
         ips = ips or self._given.get(uid, ())
         if not ips:
@@ -609,7 +609,7 @@ class ControlPlane:
         pod = self._pods.get(uid)
         if pod is not None:
             unwired = pod["spec"]["nodeName"] in self.nodes.unwired
-            self._warn(pod, "NetworkNotReady" if unwired else "FailedCreatePodSandBox", message)
+            self._unmade(pod, "NetworkNotReady" if unwired else "FailedCreatePodSandBox", message)
 
     def pod_warned(self, uid: str, message: str) -> None:
         """The pod runs, but something of it does not: an event says so."""
@@ -742,6 +742,16 @@ class ControlPlane:
         self._warned[uid] = message
         log.warning("%s/%s: %s: %s", pod["metadata"]["namespace"], pod["metadata"]["name"], reason, message)
         self.recorder.record(pod, "Warning", reason, message, component)
+
+    def _unmade(self, pod: Object, reason: str, message: str) -> None:
+        """A pod's node could not make it: its containers are being created, and an event says why."""
+        uid = pod["metadata"]["uid"]
+        self._warn(pod, reason, message)
+        node = self.store.find("Node", "", pod["spec"]["nodeName"])
+        if node is None or uid in self._made or (pod.get("status") or {}).get("containerStatuses"):
+            return
+        addresses = view.typed_node(node).addresses
+        self.store.update_status({**pod, "status": podstatus.creating(pod, addresses, self.clock.now())})
 
     def _condition(self, pod: Object, kind: str, status: str, reason: str, message: str) -> None:
         current = pod.get("status", {})

@@ -226,6 +226,9 @@ def status(
     images = {entry["name"]: entry.get("image", "") for entry in spec.get("containers") or ()}
     uid = pod["metadata"]["uid"]
     initial = _init_statuses(spec.get("initContainers") or (), uid, now)
+    known: Sequence[Object] = old.get("initContainerStatuses") or ()
+    if known and not any("waiting" in entry["state"] for entry in known):
+        initial = list(known)
     return {
         **{key: value for key, value in old.items() if key not in ("reason", "message")},
         "phase": what,
@@ -238,9 +241,62 @@ def status(
             *(condition(before, kind, verdict, at) for kind, verdict in zip(OWNED, verdicts, strict=True)),
             *(entry for entry in before if entry["type"] not in OWNED),
         ],
-        **({"initContainerStatuses": old.get("initContainerStatuses") or initial} if initial else {}),
+        **({"initContainerStatuses": initial} if initial else {}),
         "containerStatuses": [_container_status(state, images.get(state.name, ""), uid) for state in states],
     }
+
+
+def creating(pod: Object, host_ips: Sequence[str], now: float) -> Object:
+    """The status of a pod that its node has taken up and not made yet: its containers wait.
+
+    host_ips: one per family; now: since 1970. Source: ``pkg/kubelet/kubelet_pods.go``
+    (convertToAPIContainerStatuses: ContainerCreating, PodInitializing), ``status/generate.go``.
+    """
+    old: Object = pod.get("status") or {}
+    at, spec = timestamp(now), pod["spec"]
+    before: Sequence[Object] = old.get("conditions") or ()
+    names = [entry["name"] for entry in spec.get("containers") or ()]
+    initial = [entry["name"] for entry in spec.get("initContainers") or ()]
+    unready = ("False", "ContainersNotReady", f"containers with unready status: [{' '.join(names)}]")
+    uninitialized = f"containers with incomplete status: [{' '.join(initial)}]"
+    verdicts: tuple[Verdict, ...] = (
+        ("False", "", ""),
+        ("False", "ContainersNotInitialized", uninitialized) if initial else _TRUE,
+        unready,
+        unready,
+        _TRUE,
+    )
+    return {
+        **old,
+        "phase": "Pending",
+        "hostIP": host_ips[0],
+        "hostIPs": [{"ip": address} for address in host_ips],
+        "startTime": old.get("startTime") or at,
+        "conditions": [
+            *(condition(before, kind, verdict, at) for kind, verdict in zip(OWNED, verdicts, strict=True)),
+            *(entry for entry in before if entry["type"] not in OWNED),
+        ],
+        **({"initContainerStatuses": _waiting(spec["initContainers"], "PodInitializing")} if initial else {}),
+        "containerStatuses": _waiting(
+            spec.get("containers") or (), "PodInitializing" if initial else "ContainerCreating"
+        ),
+    }
+
+
+def _waiting(containers: Sequence[Object], reason: str) -> list[Object]:
+    return [
+        {
+            "name": container["name"],
+            "image": container.get("image", ""),
+            "imageID": "",
+            "ready": False,
+            "started": False,
+            "restartCount": 0,
+            "state": {"waiting": {"reason": reason}},
+            "lastState": {},
+        }
+        for container in containers
+    ]
 
 
 def _init_statuses(containers: Sequence[Object], uid: str, now: float) -> list[Object]:

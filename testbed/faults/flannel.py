@@ -43,7 +43,7 @@ def _on_flannel(scene: Scene) -> None:
 class NoSubnetFile(Fault, frozen=True, kw_only=True):
     """flanneld is not up, or the node has no podCIDR: its plugin finds no /run/flannel/subnet.env to read.
 
-    Pods that come to the node stay Pending, and an event says why. Those that run go on.
+    Pods that come to the node are created for ever, and an event says why. Those that run go on.
     """
 
     aim: ClassVar[Aim] = "node"
@@ -78,7 +78,7 @@ class SubnetChanged(Fault, frozen=True, kw_only=True):
     """The node was given another subnet while its bridge cni0 stayed: no pod can be wired, old ones are lost.
 
     subnet: the new one; without, the last of that length in the same /16. Peers have routes to that one
-    alone, so that they do not reach the node's pods. New pods stay Pending, as cni0 "already has
+    alone, so that they do not reach the node's pods. New pods stay in ContainerCreating, as cni0 "already has
     an IP address different from" that of the new subnet. What a failed ADD left there a DEL has removed.
     """
 

@@ -1,4 +1,4 @@
-"""Pods that a node's plugin refuses to wire, for faults of plugins: they stay Pending."""
+"""Pods that a node's plugin refuses to wire, for faults of plugins: they stay in ContainerCreating."""
 
 from __future__ import annotations
 

@@ -74,6 +74,8 @@ def refused(cluster: Cluster, folder: Path, name: str, number: int, why: str) ->
     assert message == REFUSED.format(message.split('"')[1], why)
     (pod,) = (each for each in cluster.pods() if each["metadata"]["name"] == name)
     assert (pod["status"]["phase"], pod["status"].get("podIP")) == ("Pending", None)
+    (container,) = pod["status"]["containerStatuses"]
+    assert container["state"] == {"waiting": {"reason": "ContainerCreating"}}
     assert ports(cluster, f"node-{number}") == before
     with pytest.raises(RequestFailed, match="is not running"):
         cluster.pod(name).run(["true"])

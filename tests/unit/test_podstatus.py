@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from testbed.cli.columns import pod_status
 from testbed.control import podstatus
 from testbed.control.podstatus import phase, status
 from testbed.state import ContainerState
@@ -183,3 +184,63 @@ def test_a_pre_stop_command_that_only_sleeps_counts_and_others_are_told(
     given = pod(spec={"containers": [container]})
     assert podstatus.linger(given) == (seconds or 0.0)
     assert podstatus.skipped_stop_hooks(given) == ([] if seconds is not None else ["c"])
+
+
+def test_a_pod_that_its_node_cannot_make_is_being_created():
+    found = podstatus.creating(pod(), ["192.168.100.11"], NOW)
+    assert (found["phase"], found["hostIP"], "podIP" in found) == ("Pending", "192.168.100.11", False)
+    assert [entry["state"] for entry in found["containerStatuses"]] == [
+        {"waiting": {"reason": "ContainerCreating"}} for _ in found["containerStatuses"]
+    ]
+    shown = conditions(found)
+    assert (shown["PodScheduled"][0], shown["Initialized"][0]) == ("True", "True")
+    assert shown["PodReadyToStartContainers"][0] == "False"
+    assert shown["Ready"][:2] == shown["ContainersReady"][:2] == ("False", "ContainersNotReady")
+
+
+def test_init_containers_come_first_and_are_over_once_the_pod_is_made():
+    initial = {"initContainers": [{"name": "i", "image": "setup"}]}
+    found = podstatus.creating(pod(spec=initial), ["192.168.100.11"], NOW)
+    assert conditions(found)["Initialized"][:2] == ("False", "ContainersNotInitialized")
+    (container,) = found["initContainerStatuses"]
+    assert container["state"] == {"waiting": {"reason": "PodInitializing"}}
+    (container,) = written(pod(status=found, spec=initial))["initContainerStatuses"]
+    assert container["state"]["terminated"]["reason"] == "Completed"
+
+
+WAITS = {"waiting": {"reason": "CrashLoopBackOff"}}
+ENDED = {"terminated": {"exitCode": 0, "reason": "Completed"}}
+RUNS: dict[str, Any] = {"running": {}}
+
+
+@pytest.mark.parametrize(
+    ("found", "shown"),
+    [
+        ({}, "Pending"),
+        (podstatus.creating(pod(), ["192.168.100.11"], NOW), "ContainerCreating"),
+        (
+            podstatus.creating(
+                pod(spec={"initContainers": [{"name": "i"}, {"name": "j"}]}), ["192.168.100.11"], NOW
+            ),
+            "Init:0/2",
+        ),
+        ({"phase": "Running", "containerStatuses": [{"state": RUNS, "ready": True}]}, "Running"),
+        ({"phase": "Running", "containerStatuses": [{"state": WAITS, "ready": False}]}, "CrashLoopBackOff"),
+        ({"phase": "Succeeded", "containerStatuses": [{"state": ENDED, "ready": False}]}, "Completed"),
+        (
+            {"phase": "Failed", "containerStatuses": [{"state": {"terminated": {"exitCode": 3}}}]},
+            "ExitCode:3",
+        ),
+        (
+            {
+                "phase": "Running",
+                "containerStatuses": [{"state": ENDED, "ready": False}, {"state": RUNS, "ready": True}],
+            },
+            "Running",
+        ),
+        ({"phase": "Failed", "reason": "Evicted"}, "Evicted"),
+    ],
+)
+def test_lists_show_what_kubectl_shows(found: dict[str, Any], shown: str):
+    assert pod_status(pod(status=found)) == shown
+    assert pod_status(pod(status=found, metadata={"deletionTimestamp": "now"})) == "Terminating"
