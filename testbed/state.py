@@ -313,6 +313,23 @@ class NetnsState(msgspec.Struct, frozen=True, omit_defaults=True):
     redirects: dict[str, Redirect] = {}
 
 
+class Upkeep(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a daemon on a node looks at again every ``period`` seconds (0: never), of one part of the node's
+    own netns: what is not there as it was made is made again.
+
+    names: prefixes of what is its own: chains, ipsets, devices of routes. comment: of chains, what its rules
+    in built-in ones have in their comment; protocols: of routes, those that are its own on any device.
+    exclusive: what is there of its own, and should not be, goes, too; else only what is missing comes back.
+    """
+
+    part: Literal["chains", "ipsets", "routes"]
+    period: float
+    names: tuple[str, ...]
+    comment: str = ""
+    protocols: tuple[str, ...] = ()
+    exclusive: bool = False
+
+
 class Listener(msgspec.Struct, frozen=True, omit_defaults=True):
     """One port the built-in application server answers on inside a pod, or on a node itself.
 

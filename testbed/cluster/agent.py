@@ -214,8 +214,8 @@ class Agent:
         )
         self._executed: dict[int, int] = {}  # request id → pid
         self._beat: asyncio.TimerHandle | None = None
-        self._canaries = Canaries(loop, lambda what: self._tell(RulesLost(what)))
-        self._repairs = Repairs(loop, lambda what: self._tell(RulesLost(what)))
+        self._canaries = Canaries(loop, self._lost)
+        self._repairs = Repairs(loop, self._kernel, node, self._lost)
 
     async def run(self) -> None:
         """Answer until the daemon is gone."""
@@ -249,6 +249,11 @@ class Agent:
         if not self._channel.closed:  # nobody is left to tell while the agent ends
             self._channel.send(message)
 
+    def _lost(self, what: str) -> None:
+        """Rules are gone: have all of them applied again; until then it is not known which are there."""
+        self._repairs.forget_rules()
+        self._tell(RulesLost(what))
+
     def _live(self, seconds: float) -> None:
         """Say every ``seconds`` that this node lives."""
         if self._beat:
@@ -276,7 +281,7 @@ class Agent:
                 case KeepRules():
                     self._kernel.use(message.backend)
                     self._canaries.keep(message.backend, message.period)
-                    self._repairs.keep(message.backend, message.repaired, message.repair_period)
+                    self._repairs.keep(message.backend, message.upkeep)
                 case CheckSandbox():
                     self._pods.sandboxes.check(message)
                 case FeedNames():

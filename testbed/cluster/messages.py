@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from testbed.state import ContainerState, Daemon, Listener, NetnsState, PodState, Sandbox
+from testbed.state import ContainerState, Daemon, Listener, NetnsState, PodState, Sandbox, Upkeep
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
@@ -257,13 +257,12 @@ class KeepRules(Message, frozen=True):
     """daemon → agent, before anything is applied: how this node's iptables are made and kept; no answer.
 
     backend: which of the two; period: seconds within which a flush by somebody else is noticed, 0: never;
-    repaired: chains that are looked at, rule by rule, every repair_period seconds.
+    upkeep: what the node looks after by itself.
     """
 
     backend: Literal["nft", "legacy"] = "nft"
     period: float = 0.0
-    repaired: tuple[str, ...] = ()
-    repair_period: float = 0.0
+    upkeep: tuple[Upkeep, ...] = ()
 
 
 class RulesLost(Message, frozen=True):

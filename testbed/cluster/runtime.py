@@ -221,8 +221,10 @@ class Runtime:
         self.plane.heard(node)
         options = self.plane.facts.proxy_options
         dataplane = dataplanes.get(self.spec.network.dataplane)
-        repairs = (dataplane.repaired, dataplane.repair_seconds) if isinstance(dataplane, Repairing) else ()
-        channel.send(KeepRules(options.get("backend", "nft"), options.get("syncPeriod", 0.0), *repairs))
+        upkeep = (
+            dataplane.upkeep(self.spec.network.dataplane_options) if isinstance(dataplane, Repairing) else ()
+        )
+        channel.send(KeepRules(options.get("backend", "nft"), options.get("syncPeriod", 0.0), upkeep))
         channel.send(Beat(self.plane.nodes.clocks["nodeStatusUpdateFrequency"]))
         worker.touch()
         self.background(worker.run())

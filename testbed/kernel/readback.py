@@ -52,13 +52,7 @@ def read(backend: netfilter.Backend = "nft") -> NetnsState:
     return NetnsState(
         links=links | {name: replace(links[name], wireguard=guards[name]) for name in encrypted},
         addresses={(found.dev, found.address): found for found in parse_addresses(devices)},
-        routes={
-            route.dst: route
-            for version in ("-4", "-6")
-            for route in parse_routes(
-                _ip(version, "-details", "route", "show", "table", "main"), version == "-6"
-            )
-        },
+        routes={route.dst: route for route in routes((4, 6))},
         neighbours={
             (entry.dev, entry.dst): entry
             for entry in parse_neighbours(
@@ -86,6 +80,17 @@ def read(backend: netfilter.Backend = "nft") -> NetnsState:
             if (to := parse_redirect(_json("tc", "-json", "filter", "show", "dev", qdisc["dev"], "ingress")))
         },
     )
+
+
+def routes(versions: Iterable[int]) -> list[Route]:
+    """Those of the main table, of these IP versions, without the kernel's own. Raises CommandFailed."""
+    return [
+        route
+        for version in versions
+        for route in parse_routes(
+            _ip(f"-{version}", "-details", "route", "show", "table", "main"), version == 6
+        )
+    ]
 
 
 def _ip(*arguments: str) -> list[dict[str, Any]]:

@@ -299,6 +299,17 @@ def test_rules_that_somebody_changed_are_made_again_in_their_order(
     ]
 
 
+def test_a_route_that_somebody_deleted_is_put_back_by_host_gw(hostgw: Lab) -> None:
+    def route() -> str:
+        return ok(hostgw.a, "ip", "route", "show", "10.244.2.0/24").strip()
+
+    before = route()
+    ok(hostgw.a, "ip", "route", "del", "10.244.2.0/24")
+    assert hostgw.a1.run(["ping", "-c1", "-W1", B1]).code
+    wait_until(lambda: route() == before, 20, "the route is back", detail=route)
+    ping(hostgw.a1, B1)
+
+
 @NEEDS_TUN
 def test_proxy_answers_for_what_no_node_has_and_drops_what_ends(udp: Lab) -> None:
     # Its ICMP error comes from the device's own address, as the original's does; Linux takes that for a
