@@ -276,6 +276,7 @@ def test_subnet_file_is_its_nodes_own_with_the_first_usable_address(flannel: Lab
         ),
         ("iptables", "-t", "nat", "-D", "FLANNEL-POSTRTG", "3"),
         ("iptables", "-t", "filter", "-F", "FLANNEL-FWD"),
+        ("nft", "flush", "ruleset"),  # and with them all that others have
     ],
 )
 def test_rules_that_somebody_changed_are_made_again_in_their_order(
