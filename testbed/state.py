@@ -317,12 +317,13 @@ class Upkeep(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a daemon on a node looks at again every ``period`` seconds (0: never), of one part of the node's
     own netns: what is not there as it was made is made again.
 
-    names: prefixes of what is its own: chains, ipsets, devices of routes. comment: of chains, what its rules
-    in built-in ones have in their comment; protocols: of routes, those that are its own on any device.
-    exclusive: what is there of its own, and should not be, goes, too; else only what is missing comes back.
+    names: prefixes of what is its own: chains, ipsets, devices that the others are on. comment: of chains,
+    what its rules in built-in ones have in their comment; protocols: of routes, those that are its own on any
+    device. exclusive: of chains, its rules have to be in front of all others; of routes, those that lead
+    elsewhere are led back, and strange ones of its own go; else only what is missing comes back.
     """
 
-    part: Literal["chains", "ipsets", "routes"]
+    part: Literal["chains", "ipsets", "routes", "neighbours", "fdb"]
     period: float
     names: tuple[str, ...]
     comment: str = ""

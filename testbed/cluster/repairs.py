@@ -14,7 +14,15 @@ import zlib
 from collections.abc import Callable, Iterable
 
 from testbed.cluster.messages import Change
-from testbed.cluster.upkeep import Made, Wish, chains_to_make, routes_to_change, sets_to_change, versions
+from testbed.cluster.upkeep import (
+    Made,
+    Wish,
+    chains_to_make,
+    entries_to_change,
+    routes_to_change,
+    sets_to_change,
+    versions,
+)
 from testbed.errors import TestbedError
 from testbed.kernel import netfilter, readback
 from testbed.kernel.apply import Kernel
@@ -94,8 +102,14 @@ class Repairs:
                 return NetnsState(chains=wrong), NetnsState()
             case "ipsets" if made.ipsets:
                 return sets_to_change(made.ipsets, ipset.parse_save(netfilter.save_sets()))
-            case "routes" if made.routes:
-                return routes_to_change(upkeep, made.routes, readback.routes(versions(made.routes)))
+            case "routes" if routes := made.on_devices["routes"]:
+                return routes_to_change(upkeep, routes, readback.routes(versions(routes)))
+            case "neighbours" if neighbours := made.on_devices["neighbours"]:
+                come, go = entries_to_change(upkeep, neighbours, readback.neighbours())
+                return NetnsState(neighbours=come), NetnsState(neighbours=go)
+            case "fdb" if fdb := made.on_devices["fdb"]:
+                coming, going = entries_to_change(upkeep, fdb, readback.fdb())
+                return NetnsState(fdb=coming), NetnsState(fdb=going)
         return NOTHING
 
 
@@ -105,5 +119,7 @@ def _named(add: NetnsState, remove: NetnsState) -> str:
         *(" ".join(key) for key in add.chains),
         *(dict.fromkeys((*add.ipsets, *remove.ipsets))),
         *(dict.fromkeys((*add.routes, *remove.routes))),
+        *(" ".join(key) for key in {**add.neighbours, **remove.neighbours}),
+        *(" ".join(key) for key in {**add.fdb, **remove.fdb}),
     ]
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from ipaddress import ip_address, ip_network
+from typing import Any, TypeVar
 
 import msgspec
 
 from testbed.cluster.messages import AddPods, Change, ChangeNetns, DeletePods
 from testbed.kernel.apply import peers
-from testbed.rules.iptables import ChainKey, is_built_in
-from testbed.state import NODE, Chain, IpSet, NetnsState, Route, Upkeep
+from testbed.rules.iptables import ChainKey, is_built_in, with_numbers
+from testbed.state import NODE, Chain, FdbEntry, IpSet, Neighbour, NetnsState, Route, Upkeep
+
+K = TypeVar("K")
+E = TypeVar("E", Neighbour, FdbEntry)
+
+ON_DEVICES = ("routes", "neighbours", "fdb")
+"""Parts of a netns that go with the device they are on."""
 
 Wish = tuple[NetnsState, NetnsState]
 """What to add to a netns and what to remove from it."""
@@ -23,7 +30,7 @@ class Made:
         self._upkeeps = {each.part: each for each in upkeeps}
         self.chains: dict[ChainKey, Chain] = {}
         self.ipsets: dict[str, IpSet] = {}
-        self.routes: dict[str, Route] = {}
+        self.on_devices: dict[str, dict[Any, Any]] = {part: {} for part in ON_DEVICES}
         self._ends: dict[str, list[str]] = {}  # pod uid → host ends of its links
 
     def applied(self, changes: Iterable[Change]) -> None:
@@ -39,19 +46,20 @@ class Made:
                     self._applied(add, remove)
 
     def _drop_devices(self, devices: Iterable[str]) -> None:
-        """What leads to a device goes with it."""
         if gone := set(devices):
-            self.routes = {dst: route for dst, route in self.routes.items() if route.dev not in gone}
+            for part, kept in self.on_devices.items():
+                self.on_devices[part] = {key: each for key, each in kept.items() if each.dev not in gone}
 
     def _applied(self, add: NetnsState, remove: NetnsState) -> None:
         if chains := self._upkeeps.get("chains"):
             for key in (*remove.chains, *add.chains):
                 self.chains.pop(key, None)
             self.chains |= {key: each for key, each in add.chains.items() if _concerns(chains, each)}
-        if routes := self._upkeeps.get("routes"):
-            for dst in (*remove.routes, *add.routes):
-                self.routes.pop(dst, None)
-            self.routes |= {dst: each for dst, each in add.routes.items() if is_own(routes, each)}
+        for part in self._upkeeps.keys() & ON_DEVICES:
+            kept, come = self.on_devices[part], getattr(add, part)
+            for key in (*getattr(remove, part), *come):
+                kept.pop(key, None)
+            kept |= {key: each for key, each in come.items() if is_own(self._upkeeps[part], each)}
         if ipsets := self._upkeeps.get("ipsets"):
             for name in remove.ipsets.keys() - add.ipsets.keys():
                 self.ipsets.pop(name, None)
@@ -71,7 +79,7 @@ def chains_to_make(
     """The chains of which rules are missing or, of its own, are not in their order."""
     wrong = {}
     for key, chain in made.items():
-        found = there[key].rules if key in there else ()
+        found = tuple(map(with_numbers, there[key].rules)) if key in there else ()
         if not (_holds(upkeep, chain, found) if is_built_in(chain) else found == chain.rules):
             wrong[key] = chain
     return wrong
@@ -84,10 +92,12 @@ def _concerns(upkeep: Upkeep, chain: Chain) -> bool:
 
 
 def _holds(upkeep: Upkeep, chain: Chain, found: tuple[str, ...]) -> bool:
-    """Whether a built-in chain has the daemon's own rules; with others it looks whether they are in front."""
+    """Whether a built-in chain has the daemon's own rules and, where it wants so, before strange ones."""
     if any(_says(upkeep, rule) and rule not in found for rule in chain.rules):
         return False
-    return not upkeep.exclusive or found[: chain.inserted] == chain.rules[: chain.inserted]
+    own = [place for place in range(chain.inserted) if _says(upkeep, chain.rules[place])]
+    front = own[-1] + 1 if own and upkeep.exclusive else 0
+    return found[:front] == chain.rules[:front]
 
 
 def _says(upkeep: Upkeep, rule: str) -> bool:
@@ -110,7 +120,7 @@ def sets_to_change(made: Mapping[str, IpSet], there: Mapping[str, IpSet]) -> Wis
     return NetnsState(ipsets=add), NetnsState(ipsets=remove)
 
 
-# --- routes ---------------------------------------------------------------------------------------------
+# --- what is on devices ---------------------------------------------------------------------------------
 
 
 def routes_to_change(upkeep: Upkeep, made: Mapping[str, Route], there: Iterable[Route]) -> Wish:
@@ -133,11 +143,19 @@ def routes_to_change(upkeep: Upkeep, made: Mapping[str, Route], there: Iterable[
     return NetnsState(routes=add), NetnsState(routes=strange)
 
 
-def is_own(upkeep: Upkeep, route: Route) -> bool:
-    """Whether a route is the daemon's: by the device it leads to, or by its protocol."""
-    if route.proto in upkeep.protocols:
+def entries_to_change(
+    upkeep: Upkeep, made: Mapping[K, E], there: Mapping[K, E]
+) -> tuple[dict[K, E], dict[K, E]]:
+    """Neighbours or forwarding entries to add, and strange ones on the daemon's own devices to remove."""
+    add = {key: each for key, each in made.items() if there.get(key) != each}
+    return add, {key: each for key, each in there.items() if key not in made and is_own(upkeep, each)}
+
+
+def is_own(upkeep: Upkeep, thing: Route | Neighbour | FdbEntry) -> bool:
+    """Whether something is the daemon's: by its device or, of a route, by its protocol."""
+    if isinstance(thing, Route) and thing.proto in upkeep.protocols:
         return True
-    return route.dev is not None and route.dev.startswith(upkeep.names)
+    return thing.dev is not None and thing.dev.startswith(upkeep.names)
 
 
 def versions(made: Iterable[str]) -> list[int]:

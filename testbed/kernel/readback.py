@@ -53,16 +53,8 @@ def read(backend: netfilter.Backend = "nft") -> NetnsState:
         links=links | {name: replace(links[name], wireguard=guards[name]) for name in encrypted},
         addresses={(found.dev, found.address): found for found in parse_addresses(devices)},
         routes={route.dst: route for route in routes((4, 6))},
-        neighbours={
-            (entry.dev, entry.dst): entry
-            for entry in parse_neighbours(
-                [*_ip("neighbour", "show", "nud", "permanent"), *_ip("neighbour", "show", "proxy")]
-            )
-        },
-        fdb={
-            (entry.dev, entry.mac, entry.dst): entry
-            for entry in parse_fdb(_json("bridge", "-json", "fdb", "show"))
-        },
+        neighbours=neighbours(),
+        fdb=fdb(),
         peers={(peer.dev, peer.key): peer for peer in peers},
         chains=chains,
         nft_tables=tables.nft_tables,
@@ -91,6 +83,18 @@ def routes(versions: Iterable[int]) -> list[Route]:
             _ip(f"-{version}", "-details", "route", "show", "table", "main"), version == 6
         )
     ]
+
+
+def neighbours() -> dict[tuple[str, str], Neighbour]:
+    """Permanent and proxy entries. Raises CommandFailed."""
+    shown = [*_ip("neighbour", "show", "nud", "permanent"), *_ip("neighbour", "show", "proxy")]
+    return {(entry.dev, entry.dst): entry for entry in parse_neighbours(shown)}
+
+
+def fdb() -> dict[tuple[str, str, str], FdbEntry]:
+    """The vxlan devices' permanent entries. Raises CommandFailed."""
+    shown = _json("bridge", "-json", "fdb", "show")
+    return {(entry.dev, entry.mac, entry.dst): entry for entry in parse_fdb(shown)}
 
 
 def _ip(*arguments: str) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from test_policy import NO, YES, cluster_policy, open_connection_after, policy, 
 from testbed.api.cluster import Cluster
 from testbed.dataplane.calico.felix import Felix
 from testbed.rules.ipset import parse_save as parse_sets
-from testbed.rules.iptables import parse_save
+from testbed.rules.iptables import parse_save, with_numbers
 from testbed.wait import wait_until
 
 DENY = policy("none", {"matchLabels": {"app": "a"}}, ingress=[])
@@ -100,8 +100,7 @@ def test_rules_are_in_the_kernel_as_they_were_written(traffic: Traffic) -> None:
         **parse_save(node.run(["ip6tables-save"]).stdout, "ipv6"),
     }
     for key, chain in wanted.chains.items():
-        # iptables-save names protocol 4 where the machine has /etc/protocols, which not every one has.
-        found = tuple(rule.replace("-p ipencap ", "-p 4 ") for rule in chains[key].rules)
+        found = tuple(map(with_numbers, chains[key].rules))
         if chain.inserted:
             assert found[: chain.inserted] == chain.rules[: chain.inserted]
             assert set(chain.rules) <= set(found)

@@ -5,10 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from testbed.cluster.messages import AddPods, ChangeNetns, DeletePods
-from testbed.cluster.upkeep import Made, chains_to_make, routes_to_change, sets_to_change, versions
+from testbed.cluster.upkeep import (
+    Made,
+    chains_to_make,
+    entries_to_change,
+    routes_to_change,
+    sets_to_change,
+    versions,
+)
 from testbed.dataplane import dataplanes
 from testbed.rules.iptables import key
-from testbed.state import NODE, Chain, IpSet, Link, NetnsState, PodState, Route, Upkeep
+from testbed.state import NODE, Chain, FdbEntry, IpSet, Link, NetnsState, PodState, Route, Upkeep
 
 ROUTES = Upkeep("routes", 10, ("cali", "vxlan.calico"), protocols=("80",), exclusive=True)
 LOOSE = Upkeep("routes", 10, ("eth0",))
@@ -82,6 +89,21 @@ def test_only_families_that_have_routes_are_read() -> None:
     assert versions(["fd00::/122", "10.0.0.0/26"]) == [4, 6]
 
 
+def test_entries_of_ones_own_devices_are_as_they_were_made() -> None:
+    upkeep = Upkeep("fdb", 90, ("vxlan.calico",))
+
+    def entries(*those: tuple[str, str, str]) -> dict[tuple[str, str, str], FdbEntry]:
+        return {each: FdbEntry(*each) for each in those}
+
+    b, c = (
+        ("vxlan.calico", "02:00:00:00:00:0b", "172.18.0.3"),
+        ("vxlan.calico", "02:00:00:00:00:0c", "172.18.0.4"),
+    )
+    other = ("flannel.1", *c[1:])
+    assert entries_to_change(upkeep, entries(b), entries(c, other)) == (entries(b), entries(c))
+    assert entries_to_change(upkeep, entries(b), entries(b, other)) == ({}, {})
+
+
 # --- chains ---------------------------------------------------------------------------------------------
 
 
@@ -97,12 +119,17 @@ def test_chains_with_a_missing_rule_or_in_disorder_are_made_again() -> None:
     assert chains_to_make(RULES, made, {}) == made
 
 
+def test_a_protocol_that_the_machine_has_a_name_for_is_the_same() -> None:
+    assert chains_to_make(RULES, chains(own("-p 4 -j DROP")), chains(own("-p ipencap -j DROP"))) == {}
+
+
 def test_who_is_exclusive_wants_its_rules_in_front() -> None:
-    made = chains(forward("-j CUT", TO_CALI, "-j KUBE", inserted=2))
+    made = chains(forward("-j CUT", TO_CALI, "-j KUBE", inserted=3))
     behind = chains(forward("-j SOMEBODY", "-j CUT", TO_CALI, "-j KUBE"))
     assert chains_to_make(RULES, made, behind) == {}
     assert chains_to_make(IN_FRONT, made, behind) == made
-    assert chains_to_make(IN_FRONT, made, chains(forward("-j CUT", TO_CALI, "-j SOMEBODY"))) == {}
+    between = chains(forward("-j CUT", TO_CALI, "-j SOMEBODY", "-j KUBE"))
+    assert chains_to_make(IN_FRONT, made, between) == {}
 
 
 # --- ipsets ---------------------------------------------------------------------------------------------
@@ -139,14 +166,14 @@ def test_what_was_made_follows_the_changes_of_the_node_and_of_nothing_else() -> 
     )
     assert made.chains == chains(forward(TO_CALI), own())
     assert made.ipsets == {"cali40a": some}
-    assert made.routes == of(PEER)
+    assert made.on_devices["routes"] == of(PEER)
     changed = IpSet("cali40a", "hash:net", entries=frozenset({"10.0.0.3"}))
     less = IpSet("cali40a", "hash:net", entries=frozenset({"10.0.0.1"}))
     made.applied([change(NetnsState(ipsets={"cali40a": changed}), NetnsState(ipsets={"cali40a": less}))])
     assert made.ipsets["cali40a"].entries == {"10.0.0.2", "10.0.0.3"}
     gone = NetnsState(chains=chains(own()), ipsets={"cali40a": less}, routes=of(PEER))
     made.applied([change(remove=gone)])
-    assert (made.chains, made.ipsets, made.routes) == (chains(forward(TO_CALI)), {}, {})
+    assert (made.chains, made.ipsets, made.on_devices["routes"]) == (chains(forward(TO_CALI)), {}, {})
 
 
 def test_a_route_goes_with_the_pod_or_the_device_it_leads_to() -> None:
@@ -155,9 +182,9 @@ def test_a_route_goes_with_the_pod_or_the_device_it_leads_to() -> None:
     pod = PodState("uid", "default", "a", "a", netns=NetnsState(links={"eth0": link}))
     made.applied([AddPods((pod,)), change(NetnsState(routes=of(POD, PEER, HOLE)))])
     made.applied([DeletePods(("uid",))])
-    assert made.routes == of(PEER, HOLE)
+    assert made.on_devices["routes"] == of(PEER, HOLE)
     made.applied([change(remove=NetnsState(links={"vxlan.calico": Link("vxlan.calico", "vxlan")}))])
-    assert made.routes == of(HOLE)
+    assert made.on_devices["routes"] == of(HOLE)
 
 
 # --- dataplanes -----------------------------------------------------------------------------------------
@@ -175,3 +202,14 @@ def test_flannel_looks_after_its_rules_and_only_with_two_backends_after_routes()
     assert kept() == [rules]
     assert kept(backend="host-gw") == [rules, ("routes", 10.0, ("eth0",))]
     assert kept(backend="ipip") == [rules, ("routes", 10.0, ("flannel.ipip", "eth0"))]
+
+
+def test_felix_looks_after_what_is_its_own_as_often_as_it_is_told() -> None:
+    calico: Any = dataplanes.get("calico")
+
+    def periods(**options: Any) -> dict[str, float]:
+        return {each.part: each.period for each in calico.upkeep(options)}
+
+    assert periods() == {"chains": 180, "ipsets": 90, "routes": 90, "neighbours": 90, "fdb": 90}
+    told = periods(iptablesRefreshInterval="1m30s", ipsetsRefreshInterval=0, routeRefreshInterval="2s")
+    assert told == {"chains": 90, "ipsets": 0, "routes": 2, "neighbours": 2, "fdb": 2}

@@ -37,11 +37,12 @@ from testbed.dataplane.calico.names import (
     vtep_mac,
 )
 from testbed.dataplane.calico.options import PARAMETERS, Options
+from testbed.dataplane.calico.rules import CHAIN_PREFIX, HASH_PREFIX, SET_PREFIXES
 from testbed.dataplane.fitting import refuse_unknown
 from testbed.dataplane.plugins import UPLINK
 from testbed.errors import InputError, Problem
 from testbed.policy import Enforcer
-from testbed.spec.params import Param
+from testbed.spec.params import Param, read
 from testbed.state import (
     Address,
     Daemon,
@@ -53,6 +54,7 @@ from testbed.state import (
     NodeState,
     PodState,
     Route,
+    Upkeep,
     Vxlan,
 )
 
@@ -92,6 +94,19 @@ class Calico:
                 netns = _with_cluster(netns, snapshot, node, options, version)
         daemons = {bird.NAME: bird.daemon(snapshot, node, options)} if options.bgp else {}
         return NodeState(netns, {pod.uid: _pod(pod, options.mtu) for pod in pods}, daemons=daemons)
+
+    def upkeep(self, options: Mapping[str, Any]) -> tuple[Upkeep, ...]:
+        """Felix looks after its rules, its sets, its VXLAN's peers, and its routes: on pods' host ends, on its
+        VXLAN, and of its protocol (``felix/routetable/ownershippol/main_route_table_policy.go``)."""
+        values = read(PARAMETERS, options)
+        rules, sets, routes = (values[f"{what}RefreshInterval"] for what in ("iptables", "ipsets", "route"))
+        return (
+            Upkeep("chains", rules, (CHAIN_PREFIX,), comment=HASH_PREFIX, exclusive=True),
+            Upkeep("ipsets", sets, SET_PREFIXES),
+            Upkeep("routes", routes, (PREFIX, *VXLAN.values()), protocols=(PROTO,), exclusive=True),
+            Upkeep("neighbours", routes, tuple(VXLAN.values())),
+            Upkeep("fdb", routes, tuple(VXLAN.values())),
+        )
 
     def more_needs(self, options: Mapping[str, Any]) -> frozenset[str]:
         """Of the mode: IP in IP needs the kernel's own device, or programs in its place."""
