@@ -53,6 +53,17 @@ def test_exceptions_of_a_range_and_named_ports(traffic: Traffic) -> None:
     assert reaches(traffic, "p2", "p0", 81) == reaches(traffic, "outside", "p0", 80) == NO
 
 
+def test_each_of_many_ports_is_allowed_and_no_other(traffic: Traffic) -> None:
+    def enforce(numbers: list[int]) -> None:
+        ports = [{"port": number} for number in numbers]
+        traffic.enforce((policy("many", {"matchLabels": {"app": "a"}}, ingress=[{"ports": ports}]),))
+
+    enforce([80, *range(1000, 1040, 2), 82])  # in two rules
+    assert [reaches(traffic, "p2", "p0", number) for number in (80, 81, 82)] == [YES, NO, YES]
+    enforce([81, 82])
+    assert [reaches(traffic, "p2", "p0", number) for number in (80, 81, 82)] == [NO, YES, YES]
+
+
 def test_tiers_are_asked_in_their_order(traffic: Traffic) -> None:
     everybody = [{"namespaces": {}}]
     port = [{"tcp": {"destinationPort": {"number": number}}} for number in (80, 81)]
@@ -82,7 +93,8 @@ def test_a_changed_policy_cuts_open_connections(traffic: Traffic) -> None:
 def test_rules_are_in_the_kernel_as_they_were_written(traffic: Traffic) -> None:
     """Word by word, in both families: so that a difference to a real node's iptables-save would show."""
     blocks = [{"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.244.1.2/32"]}}, {"ipBlock": {"cidr": "::/0"}}]
-    ports = [{"port": "web"}, {"port": 80, "endPort": 90}, {"protocol": "UDP"}]
+    many = [{"port": number} for number in range(1000, 1040, 2)]
+    ports = [{"port": "web"}, {"port": 80, "endPort": 90}, *many, {"protocol": "UDP"}]
     rule = {"from": [*blocks, {"podSelector": {}}], "ports": ports}
     deny = [{"action": "Deny", "to": [{"nodes": {}}]}]
     traffic.enforce(

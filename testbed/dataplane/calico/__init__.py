@@ -96,8 +96,8 @@ class Calico:
         return NodeState(netns, {pod.uid: _pod(pod, options.mtu) for pod in pods}, daemons=daemons)
 
     def upkeep(self, options: Mapping[str, Any]) -> tuple[Upkeep, ...]:
-        """Felix looks after its rules, its sets, its VXLAN's peers, and its routes: on pods' host ends, on its
-        VXLAN, and of its protocol (``felix/routetable/ownershippol/main_route_table_policy.go``)."""
+        """Felix looks after its rules, its sets, its VXLAN's peers, and its routes: on pods' host ends, on
+        its VXLAN, and of its protocol (``felix/routetable/ownershippol/main_route_table_policy.go``)."""
         values = read(PARAMETERS, options)
         rules, sets, routes = (values[f"{what}RefreshInterval"] for what in ("iptables", "ipsets", "route"))
         return (
