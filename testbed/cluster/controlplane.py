@@ -25,7 +25,7 @@ from testbed.cluster.worker import NodeWorker
 from testbed.control import nodelifecycle, podstatus, probes, scheduler, view
 from testbed.control.containers import nameserver
 from testbed.control.envvars import Links
-from testbed.control.ipam import AllocationError, GivenByNodes
+from testbed.control.ipam import ASKED, AllocationError, GivenByNodes
 from testbed.control.podfiles import container_env, resolver_warnings, sandbox_problem
 from testbed.control.policies import KINDS as POLICY_KINDS
 from testbed.control.policies import Policies
@@ -45,7 +45,6 @@ log = logging.getLogger(__name__)
 
 Object = dict[str, Any]
 
-ASKED_ADDRESS = "testbed/ip"
 
 NAMES_WITHIN = 5.0
 """Seconds that a starting cluster waits for its DNS servers; then it is up without."""
@@ -402,11 +401,11 @@ class ControlPlane:
         if pod["spec"].get("hostNetwork"):
             ips = view.typed_node(self.store.get("Node", "", node)).addresses
         else:
-            asked = (pod["metadata"].get("annotations") or {}).get(ASKED_ADDRESS, "")
+            asked = (pod["metadata"].get("annotations") or {}).get(ASKED, "")
             try:
                 ips = self._ipam.allocate(node, uid, asked)
-            except (AllocationError, ValueError) as error:
-                self._warn(pod, "FailedCreatePodSandBox", f"failed to allocate for range 0: {error}")
+            except AllocationError as error:
+                self._warn(pod, "FailedCreatePodSandBox", str(error))
                 return
         if problem := sandbox_problem(self.facts, view.typed_pod(pod, ips)):
             self._ipam.release(node, uid)

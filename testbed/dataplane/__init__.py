@@ -48,6 +48,16 @@ class Dataplane(Protocol):
 
 
 @runtime_checkable
+class Pooling(Protocol):
+    """A dataplane whose nodes take their pods' addresses from podCIDR as a whole.
+
+    pools_addresses: True; ranges of the nodes' own, and ``nodeMask``, mean nothing to it.
+    """
+
+    pools_addresses: bool
+
+
+@runtime_checkable
 class Enforces(Protocol):
     """What a dataplane with ``enforces_policy`` has beside: the compiler of its own policy rules.
 

@@ -461,6 +461,23 @@ def test_backend_of_the_same_node_answers_whatever_bridge_nf_is(lab: Lab, bridge
     assert answer.stdout.rpartition(":")[0] == lab.ip["a1"], answer.stderr
 
 
+def test_a_pod_that_asks_for_two_addresses_of_one_family_is_told_so_and_waits(vxlan: Lab) -> None:
+    asking = on_node("greedy", "a")
+    asked = [str(ip_network(vxlan.block("a1"))[number]) for number in (40, 41)]
+    asking["metadata"]["annotations"] = {"testbed/ip": ",".join(asked)}
+    path = "/api/v1/namespaces/default/pods"
+    vxlan.cluster.client.post(path, asking)
+    try:
+        vxlan.cluster.settle()
+        events = vxlan.cluster.client.get("/api/v1/namespaces/default/events")["items"]
+        said = [event["message"] for event in events if event["involvedObject"]["name"] == "greedy"]
+        assert 'cannot have more than one IPv4 address for "testbed/ip" annotation' in said
+        assert not vxlan.cluster.client.get(f"{path}/greedy")["status"].get("podIPs")
+    finally:
+        vxlan.cluster.client.delete(f"{path}/greedy")
+        vxlan.cluster.settle()
+
+
 # --- §5 negative checks -----------------------------------------------------------------------------------
 
 
@@ -738,7 +755,7 @@ def test_everybody_reaches_everybody_where_blocks_are_small_or_few(options: str,
     """Blocks of one address; and one block for all, of which two nodes borrow, for their tunnels, too."""
     (tmp_path / "scarce.yaml").write_text(
         "apiVersion: testbed/v1\nkind: Cluster\nspec: {nodes: {count: 3}, dns: {enabled: false}, network: "
-        f"{{podCIDR: 10.244.0.0/28, nodeMask: 30, dataplane: {{name: calico, {options}}}}}}}\n"
+        f"{{podCIDR: 10.244.0.0/28, dataplane: {{name: calico, {options}}}}}}}\n"
     )
     pods = written(tmp_path, *(on_node(f"p{k}", f"node-{k % 3 + 1}") for k in range(4)))
     with Cluster.up(tmp_path / "scarce.yaml", manifests=[pods]) as cluster:

@@ -215,6 +215,8 @@ def test_an_asked_address_is_given_once() -> None:
         made.allocate("b", "2", "192.168.7.7")
     with pytest.raises(AllocationError, match="not in a configured pool"):
         made.allocate("b", "2", "10.0.0.1")
+    with pytest.raises(AllocationError, match="cannot have more than one IPv4 address"):
+        made.allocate("b", "2", "192.168.7.8,192.168.7.9")
     made.adopt("b", "3", ("192.168.7.8", "fd00::1"))
     assert made.held("b").borrowed == ("192.168.7.8",)
 

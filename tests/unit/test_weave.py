@@ -179,6 +179,12 @@ def test_asked_address_has_to_be_the_peers_own() -> None:
     assert made.allocate("a", "p", "10.33.0.7") == ("10.33.0.7",)
     with pytest.raises(AllocationError, match="owned by other peer b"):
         made.allocate("a", "q", "10.41.0.7")
+    with pytest.raises(AllocationError, match="cannot have more than one IPv4 address"):
+        made.allocate("a", "r", "10.32.0.3,10.32.0.4")
+    with pytest.raises(
+        AllocationError, match=r"^unable to allocate IP address: fd00::1 is not an address of"
+    ):
+        made.allocate("a", "r", "fd00::1")
     with pytest.raises(AllocationError, match="not an address of"):
         made.allocate("a", "q", "192.168.1.1")
 

@@ -17,7 +17,7 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 from testbed.control.bandwidth import bandwidth
-from testbed.control.ipam import GivenByNodes, Ipam
+from testbed.control.ipam import ASKED, GivenByNodes, Ipam
 from testbed.control.snapshot import ClusterFacts, Node, Pod, Snapshot
 from testbed.dataplane import dataplanes
 from testbed.dataplane.cni import protocol
@@ -198,7 +198,7 @@ def _capabilities(pod: Pod, node: Node) -> dict[str, Any]:
 
 def _asked(pod: Pod, node: Node) -> list[str]:
     """The addresses that a pod wants (``testbed/ip``), with the length of the node's range."""
-    texts = [text.strip() for text in pod.annotations.get("testbed/ip", "").split(",") if text.strip()]
+    texts = [text.strip() for text in pod.annotations.get(ASKED, "").split(",") if text.strip()]
     found = []
     for text in texts:
         try:

@@ -109,6 +109,7 @@ class Weave:
     names_all_pods = True
     spares_own_node = True
     underlay_routes = False
+    pools_addresses = True
 
     def compile(self, snapshot: Snapshot, node: Node) -> NodeState:
         """The node's bridge, what leads to its peers, its pods, and the rules of masquerading."""
