@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -82,10 +82,10 @@ class SandboxFailed(TestbedError):
 
 
 class AgentsEnded(TestbedError):
-    """Agents of nodes ended while the cluster started; why is in its log."""
+    """Agents ended while the cluster started; why is in its log. agents: in words."""
 
-    def __init__(self, names: Sequence[str]) -> None:
-        super().__init__(f"{', '.join(map(_agent_of, names))} ended as the cluster started")
+    def __init__(self, agents: Iterable[str]) -> None:
+        super().__init__(f"{', '.join(agents)} ended as the cluster started")
 
 
 async def _nothing() -> None:
@@ -165,11 +165,15 @@ class Runtime:
         """Raises AgentsEnded where one of these nodes' agents has ended, once the log says how."""
         workers = self.plane.workers
         ended = [name for name in names if name in workers and not workers[name].alive]
-        until = time.monotonic() + ENDS_WITHIN
-        while any(f"agent {name}" in self._pids for name in ended) and time.monotonic() < until:
-            await asyncio.sleep(0.01)
         if ended:
-            raise AgentsEnded(ended)
+            await self._hear_of_ends([f"agent {name}" for name in ended])
+            raise AgentsEnded(map(_agent_of, ended))
+
+    async def _hear_of_ends(self, processes: Sequence[str]) -> None:
+        """Wait a moment until the zygote has told, and the log says, how these ended."""
+        until = time.monotonic() + ENDS_WITHIN
+        while any(name in self._pids for name in processes) and time.monotonic() < until:
+            await asyncio.sleep(0.01)
 
     async def _fabric_ready(self) -> None:
         message, _ = await self.fabric.receive()
@@ -263,7 +267,13 @@ class Runtime:
     async def _start_routers(self) -> None:
         """Have the fabric's routers run the daemons that the dataplane has for them. Raises TestbedError."""
         for router in self.plane.router_daemons():
-            await self._start_router(router)
+            try:
+                await self._start_router(router)
+            except ChannelClosed as error:
+                if self.fabric.closed or self.zygote.closed:
+                    raise
+                await self._hear_of_ends([ROUTER + router])
+                raise AgentsEnded([f"the agent of router {router}"]) from error
 
     async def _start_router(self, router: str) -> None:
         (netns,) = await self.netns_of(self.fabric, [router])
