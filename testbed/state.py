@@ -452,6 +452,13 @@ class Sandbox(msgspec.Struct, frozen=True, omit_defaults=True):
     capabilities: dict[str, Any] = {}
 
 
+class PluginList(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a node's container runtime has loaded. network, path: as of a ``Sandbox``."""
+
+    network: str
+    path: tuple[str, ...]
+
+
 class Daemon(msgspec.Struct, frozen=True, omit_defaults=True):
     """A program that runs on a node beside its pods for as long as it is wanted; if it ends it is run again.
 
@@ -467,7 +474,8 @@ class Daemon(msgspec.Struct, frozen=True, omit_defaults=True):
 
 class NodeState(msgspec.Struct, frozen=True, omit_defaults=True):
     """Everything on one node: its own netns, its pods by uid, what answers on the node itself, its daemons by
-    name, its sandboxes by uid, and files (path in a directory below /run → content) that its programs see."""
+    name, its sandboxes by uid, files (path in a directory below /run → content) that its programs see, and
+    the CNI plugins of its runtime, where it has such."""
 
     netns: NetnsState = NetnsState()
     pods: dict[str, PodState] = {}
@@ -475,3 +483,4 @@ class NodeState(msgspec.Struct, frozen=True, omit_defaults=True):
     daemons: dict[str, Daemon] = {}
     sandboxes: dict[str, Sandbox] = {}
     files: dict[str, str] = {}
+    plugins: PluginList | None = None

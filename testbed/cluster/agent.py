@@ -57,7 +57,7 @@ from testbed.kernel import conntrack, execute, process
 from testbed.kernel.apply import Kernel, RealKernel
 from testbed.kernel.channel import AsyncChannel, ChannelClosed
 from testbed.policy.plan import CUT
-from testbed.state import NODE, Daemon, Listener, PodState, Sandbox
+from testbed.state import NODE, Daemon, Listener, PluginList, PodState, Sandbox
 
 log = logging.getLogger(__name__)
 
@@ -152,6 +152,10 @@ class Pods:
     def run_daemons(self, daemons: Mapping[str, Daemon]) -> None:
         """Run these on the node, and no others."""
         self.daemons.run(daemons)
+
+    def load_plugins(self, plugins: PluginList) -> None:
+        """Have the runtime use these plugins."""
+        self.sandboxes.load(plugins)
 
     def change_sandboxes(self, add: Sequence[Sandbox], remove: Sequence[str]) -> None:
         """Have plugins wire these sandboxes and take those down, in their own time."""

@@ -596,11 +596,11 @@ class ControlPlane:
         """Pods (uids) that have a node and an address and whose status does not say yet that they run."""
         return [uid for uid in self._typed if uid not in self._made and _waits(self._pods[uid])]
 
-    def pod_failed(self, uid: str, message: str) -> None:
-        """The node could not make this pod; it will be tried again."""
+    def pod_failed(self, uid: str, message: str, reason: str = "FailedCreatePodSandBox") -> None:
+        """The node could not make this pod; it will be tried again. reason: of the event."""
         pod = self._pods.get(uid)
         if pod is not None:
-            self._warn(pod, "FailedCreatePodSandBox", message)
+            self._warn(pod, reason, message)
 
     def pod_warned(self, uid: str, message: str) -> None:
         """The pod runs, but something of it does not: an event says so."""
@@ -689,10 +689,16 @@ class ControlPlane:
         else:
             self._node_problems.pop(name, None)
 
+    def network_status(self, name: str, message: str) -> None:
+        """The plugins of a node's runtime cannot be used; "": they can."""
+        self.nodes.network_status(name, message)
+        self.nodes.run()
+
     def rebooted(self, name: str) -> None:
         """A node that crashed is about to come back with nothing on it: what was ending there has ended."""
         self.proxying.over(name, False)
         self._judged.pop(name, None)
+        self.nodes.network_status(name, "")
         for uid in list(self._on_node[name]):
             self._containers.pop(uid, None)
             if "deletionTimestamp" in self._pods[uid]["metadata"]:
