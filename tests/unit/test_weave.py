@@ -16,7 +16,7 @@ from testbed.cluster.apply import apply
 from testbed.cluster.reconcile import diff
 from testbed.control.ipam import AllocationError, Held
 from testbed.control.snapshot import ClusterFacts, Container, ContainerPort, Node, Pod, Snapshot
-from testbed.dataplane import dataplanes
+from testbed.dataplane import dataplanes, needs_of
 from testbed.dataplane.portmap import chain_name, compile_ports
 from testbed.dataplane.weave.names import SYMBOLS, peer_name, short
 from testbed.dataplane.weave.npc import EGRESS, MAIN, Npc
@@ -369,3 +369,11 @@ def test_host_port_is_marked_from_the_whole_range() -> None:
     web = replace(A1, containers=(Container("c", "x", ports=(port,)),))
     rules = compile_ports(compiled(web), NODES[0], [web]).chains["ipv4", "nat", chain_name(web)].rules
     assert rules[0] == "-s 10.32.0.0/12 -p tcp -m tcp --dport 8080 -j CNI-HOSTPORT-SETMARK"
+
+
+def test_only_the_kernels_own_datapath_needs_vxlan_of_the_kernel() -> None:
+    weave = dataplanes.get("weave")
+    assert "vxlan" in needs_of(weave, {})
+    assert "vxlan" not in needs_of(weave, {"mode": "sleeve"})
+    by_ovs = needs_of(weave, {"datapath": "ovs"})
+    assert ("vxlan" in by_ovs, "openvswitch-switch" in by_ovs) == (False, True)
