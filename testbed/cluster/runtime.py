@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from testbed.cluster import sandboxes
 from testbed.cluster.balancer import Balancer
 from testbed.cluster.controlplane import ControlPlane
 from testbed.cluster.messages import (
@@ -250,6 +251,7 @@ class Runtime:
         worker = self.plane.dismiss(node)
         while worker is not None and worker.alive:  # which ends with the process that was killed
             await asyncio.sleep(0.01)
+        sandboxes.forget(node)
         self.plane.worker_done()
 
     # --- nodes that crash ---------------------------------------------------------------------------

@@ -87,6 +87,14 @@ def directory(node: str) -> Path:
     return STATE / node
 
 
+def forget(node: str) -> None:
+    """Let go of what an agent of this node left that was killed: its netns, and what plugins kept."""
+    home = directory(node)
+    for name in sorted(path.name for path in (home / HELD).glob("*")):
+        _release(NETNS / name)
+    shutil.rmtree(home, ignore_errors=True)
+
+
 class PluginFailed(TestbedError):
     """A plugin refused. code: the specification's, 0 where it gave none."""
 
@@ -345,14 +353,7 @@ class Sandboxes:
         self._status: str | None = None  # why plugins cannot be used; None: nobody asked them yet
         self._asked = asyncio.Event()
         self._quiet = _Quiet()
-        self._forget()
-
-    def _forget(self) -> None:
-        """Let go of what an agent of this node left that was killed: its netns, and what plugins kept."""
-        home = directory(self._node)
-        for name in sorted(path.name for path in (home / HELD).glob("*")):
-            _release(NETNS / name)
-        shutil.rmtree(home, ignore_errors=True)
+        forget(node)
 
     def netns(self, uid: str) -> int:
         """The netns of a sandbox; the descriptor stays ours. Raises KernelRefused."""

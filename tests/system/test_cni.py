@@ -15,7 +15,7 @@ import pytest
 from node_lab import FACTS, NODES, Host, isolated, pod, running_lab, snapshot
 
 from testbed import Cluster
-from testbed.cluster import sandboxes
+from testbed.cluster import membership, sandboxes
 from testbed.cluster.compile import compile_node
 from testbed.cluster.messages import (
     CheckSandbox,
@@ -303,6 +303,38 @@ def test_while_status_fails_its_node_is_not_ready_and_new_pods_wait(tmp_path: Pa
         ill.unlink()
         wait_until(lambda: ready()[0] == "True", 15, "the node is ready again")
         wait_until(lambda: address(cluster, "chosen") and address(cluster, "bound"), 15, "its pods are wired")
+
+
+def test_a_node_leaves_though_a_plugin_hangs_and_may_join_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(membership, "WITHIN", 2.0)
+    stuck = tmp_path / "stuck"
+    plugin = {**MINE["plugins"][0], "prefix": "10.244.79", "stuck": str(stuck)}
+    (tmp_path / "mine.conflist").write_text(json.dumps({**MINE, "plugins": [plugin]}))
+    os.symlink(PLUGINS, tmp_path / "bin")
+    only_a = PODS.split("---")[0]
+    with up(tmp_path, "cni-hangs", "{name: cni, conflist: mine.conflist, path: bin}", only_a) as cluster:
+        other = cluster.node("node-2")
+        assert other.run(["ls", "/run/netns"]).stdout.startswith("cni-")
+        stuck.touch()
+        cluster.client.delete("/api/v1/nodes/node-1")
+        assert [each["metadata"]["name"] for each in cluster.client.get("/api/v1/nodes")["items"]] == [
+            "node-2"
+        ]
+        assert other.run(["ls", "/run/netns"]).stdout == ""
+        assert other.run(["ls", str(sandboxes.STATE)]).stdout.split() == ["node-2"]
+        wait_until(
+            lambda: other.run(["pgrep", "-f", f"{tmp_path}/bin/mine"]).code == 1, 10, "the plugin ends"
+        )
+        stuck.unlink()
+        cluster.client.post(
+            "/api/v1/nodes", {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-1"}}
+        )
+        container = {"name": "c", "image": "nginx"}
+        again = {"metadata": {"name": "again"}, "spec": {"nodeName": "node-1", "containers": [container]}}
+        cluster.client.post("/api/v1/namespaces/default/pods", {"apiVersion": "v1", "kind": "Pod", **again})
+        wait_until(lambda: address(cluster, "again"), 15, "a pod is wired on it")
 
 
 # --- the same list by plugins and by our own wiring -----------------------------------------------------
