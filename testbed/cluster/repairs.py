@@ -105,7 +105,7 @@ class Repairs:
             case "routes" if routes := made.on_devices["routes"]:
                 return routes_to_change(upkeep, routes, readback.routes(versions(routes)))
             case "neighbours" if neighbours := made.on_devices["neighbours"]:
-                come, go = entries_to_change(upkeep, neighbours, readback.neighbours())
+                come, go = entries_to_change(upkeep, neighbours, readback.neighbours(proxies=False))
                 return NetnsState(neighbours=come), NetnsState(neighbours=go)
             case "fdb" if fdb := made.on_devices["fdb"]:
                 coming, going = entries_to_change(upkeep, fdb, readback.fdb())

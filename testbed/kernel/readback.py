@@ -53,7 +53,7 @@ def read(backend: netfilter.Backend = "nft") -> NetnsState:
         links=links | {name: replace(links[name], wireguard=guards[name]) for name in encrypted},
         addresses={(found.dev, found.address): found for found in parse_addresses(devices)},
         routes={route.dst: route for route in routes((4, 6))},
-        neighbours=neighbours(),
+        neighbours=neighbours(proxies=True),
         fdb=fdb(),
         peers={(peer.dev, peer.key): peer for peer in peers},
         chains=chains,
@@ -85,9 +85,11 @@ def routes(versions: Iterable[int]) -> list[Route]:
     ]
 
 
-def neighbours() -> dict[tuple[str, str], Neighbour]:
-    """Permanent and proxy entries. Raises CommandFailed."""
-    shown = [*_ip("neighbour", "show", "nud", "permanent"), *_ip("neighbour", "show", "proxy")]
+def neighbours(*, proxies: bool) -> dict[tuple[str, str], Neighbour]:
+    """Permanent entries; proxies: and these. Raises CommandFailed."""
+    shown = _ip("neighbour", "show", "nud", "permanent")
+    if proxies:
+        shown += _ip("neighbour", "show", "proxy")
     return {(entry.dev, entry.dst): entry for entry in parse_neighbours(shown)}
 
 
