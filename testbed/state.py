@@ -313,6 +313,24 @@ class NetnsState(msgspec.Struct, frozen=True, omit_defaults=True):
     redirects: dict[str, Redirect] = {}
 
 
+class Upkeep(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a daemon on a node looks at again every ``period`` seconds (0: never), of one part of the node's
+    own netns: what is not there as it was made is made again.
+
+    names: prefixes of what is its own: chains, ipsets, devices that the others are on. comment: of chains,
+    what its rules in built-in ones have in their comment; protocols: of routes, those that are its own on any
+    device. exclusive: of chains, its rules have to be in front of all others; of routes, those that lead
+    elsewhere are led back, and strange ones of its own go; else only what is missing comes back.
+    """
+
+    part: Literal["chains", "ipsets", "routes", "neighbours", "fdb"]
+    period: float
+    names: tuple[str, ...]
+    comment: str = ""
+    protocols: tuple[str, ...] = ()
+    exclusive: bool = False
+
+
 class Listener(msgspec.Struct, frozen=True, omit_defaults=True):
     """One port the built-in application server answers on inside a pod, or on a node itself.
 
@@ -436,6 +454,13 @@ class Sandbox(msgspec.Struct, frozen=True, omit_defaults=True):
     capabilities: dict[str, Any] = {}
 
 
+class PluginList(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a node's container runtime has loaded. network, path: as of a ``Sandbox``."""
+
+    network: str
+    path: tuple[str, ...]
+
+
 class Daemon(msgspec.Struct, frozen=True, omit_defaults=True):
     """A program that runs on a node beside its pods for as long as it is wanted; if it ends it is run again.
 
@@ -451,7 +476,8 @@ class Daemon(msgspec.Struct, frozen=True, omit_defaults=True):
 
 class NodeState(msgspec.Struct, frozen=True, omit_defaults=True):
     """Everything on one node: its own netns, its pods by uid, what answers on the node itself, its daemons by
-    name, its sandboxes by uid, and files (path in a directory below /run → content) that its programs see."""
+    name, its sandboxes by uid, files (path in a directory below /run → content) that its programs see, and
+    the CNI plugins of its runtime, where it has such."""
 
     netns: NetnsState = NetnsState()
     pods: dict[str, PodState] = {}
@@ -459,3 +485,4 @@ class NodeState(msgspec.Struct, frozen=True, omit_defaults=True):
     daemons: dict[str, Daemon] = {}
     sandboxes: dict[str, Sandbox] = {}
     files: dict[str, str] = {}
+    plugins: PluginList | None = None

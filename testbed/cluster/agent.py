@@ -57,7 +57,7 @@ from testbed.kernel import conntrack, execute, process
 from testbed.kernel.apply import Kernel, RealKernel
 from testbed.kernel.channel import AsyncChannel, ChannelClosed
 from testbed.policy.plan import CUT
-from testbed.state import NODE, Daemon, Listener, PodState, Sandbox
+from testbed.state import NODE, Daemon, Listener, PluginList, PodState, Sandbox
 
 log = logging.getLogger(__name__)
 
@@ -153,6 +153,10 @@ class Pods:
         """Run these on the node, and no others."""
         self.daemons.run(daemons)
 
+    def load_plugins(self, plugins: PluginList) -> None:
+        """Have the runtime use these plugins."""
+        self.sandboxes.load(plugins)
+
     def change_sandboxes(self, add: Sequence[Sandbox], remove: Sequence[str]) -> None:
         """Have plugins wire these sandboxes and take those down, in their own time."""
         self.sandboxes.change(add, remove)
@@ -214,8 +218,8 @@ class Agent:
         )
         self._executed: dict[int, int] = {}  # request id → pid
         self._beat: asyncio.TimerHandle | None = None
-        self._canaries = Canaries(loop, lambda what: self._tell(RulesLost(what)))
-        self._repairs = Repairs(loop, lambda what: self._tell(RulesLost(what)))
+        self._canaries = Canaries(loop, self._lost)
+        self._repairs = Repairs(loop, self._kernel, node, self._lost)
 
     async def run(self) -> None:
         """Answer until the daemon is gone."""
@@ -249,6 +253,11 @@ class Agent:
         if not self._channel.closed:  # nobody is left to tell while the agent ends
             self._channel.send(message)
 
+    def _lost(self, what: str) -> None:
+        """Rules are gone: have all of them applied again; until then it is not known which are there."""
+        self._repairs.forget_rules()
+        self._tell(RulesLost(what))
+
     def _live(self, seconds: float) -> None:
         """Say every ``seconds`` that this node lives."""
         if self._beat:
@@ -276,7 +285,7 @@ class Agent:
                 case KeepRules():
                     self._kernel.use(message.backend)
                     self._canaries.keep(message.backend, message.period)
-                    self._repairs.keep(message.backend, message.repaired, message.repair_period)
+                    self._repairs.keep(message.backend, message.upkeep)
                 case CheckSandbox():
                     self._pods.sandboxes.check(message)
                 case FeedNames():

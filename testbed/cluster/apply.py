@@ -17,6 +17,7 @@ from testbed.cluster.messages import (
     ChangeNetns,
     ChangeSandboxes,
     DeletePods,
+    LoadPlugins,
     RunDaemons,
     ServeNode,
     UpdatePod,
@@ -25,7 +26,7 @@ from testbed.cluster.messages import (
 from testbed.errors import TestbedError
 from testbed.kernel import sysctl
 from testbed.kernel.apply import Kernel, peers
-from testbed.state import NODE, Daemon, Listener, NetnsState, PodState, Sandbox
+from testbed.state import NODE, Daemon, Listener, NetnsState, PluginList, PodState, Sandbox
 
 
 class Tenants(Protocol):
@@ -49,6 +50,10 @@ class Tenants(Protocol):
 
     def run_daemons(self, daemons: Mapping[str, Daemon]) -> None:
         """Run these on the node, and no others. Raises TestbedError or OSError where one cannot be run."""
+        ...
+
+    def load_plugins(self, plugins: PluginList) -> None:
+        """Have the runtime use these plugins."""
         ...
 
     def change_sandboxes(self, add: Sequence[Sandbox], remove: Sequence[str]) -> None:
@@ -117,6 +122,8 @@ def apply(kernel: Kernel, changes: Iterable[Change], tenants: Tenants) -> Outcom
                     tenants.write_files(files)
                 except OSError as error:
                     outcome.fail(NODE, str(error))
+            case LoadPlugins(plugins):
+                tenants.load_plugins(plugins)
             case ChangeSandboxes(coming, leaving):
                 tenants.change_sandboxes(coming, leaving)
             case UpdatePod(pod):

@@ -26,7 +26,7 @@ from testbed.cluster.worker import NodeWorker
 from testbed.control import nodelifecycle, podstatus, probes, scheduler, view
 from testbed.control.containers import nameserver
 from testbed.control.envvars import Links
-from testbed.control.ipam import AllocationError, GivenByNodes
+from testbed.control.ipam import ASKED, AllocationError, GivenByNodes
 from testbed.control.podfiles import container_env, resolver_warnings, sandbox_problem
 from testbed.control.policies import KINDS as POLICY_KINDS
 from testbed.control.policies import Policies
@@ -46,7 +46,6 @@ log = logging.getLogger(__name__)
 
 Object = dict[str, Any]
 
-ASKED_ADDRESS = "testbed/ip"
 
 NAMES_WITHIN = 5.0
 """Seconds that a starting cluster waits for its DNS servers; then it is up without."""
@@ -403,11 +402,11 @@ class ControlPlane:
         if pod["spec"].get("hostNetwork"):
             ips = view.typed_node(self.store.get("Node", "", node)).addresses
         else:
-            asked = (pod["metadata"].get("annotations") or {}).get(ASKED_ADDRESS, "")
+            asked = (pod["metadata"].get("annotations") or {}).get(ASKED, "")
             try:
                 ips = self.ipam.allocate(node, uid, asked)
-            except (AllocationError, ValueError) as error:
-                self._unmade(pod, "FailedCreatePodSandBox", f"failed to allocate for range 0: {error}")
+            except AllocationError as error:
+                self._unmade(pod, "FailedCreatePodSandBox", str(error))
                 return
         if problem := sandbox_problem(self.facts, view.typed_pod(pod, ips)):
             self.ipam.release(node, uid)
@@ -604,12 +603,13 @@ class ControlPlane:
         """Pods (uids) that have a node and an address and whose status does not say yet that they run."""
         return [uid for uid in self._typed if uid not in self._made and _waits(self._pods[uid])]
 
-    def pod_failed(self, uid: str, message: str) -> None:
-        """The node could not make this pod; it will be tried again."""
+    def pod_failed(self, uid: str, message: str, reason: str = "FailedCreatePodSandBox") -> None:
+        """The node could not make this pod; it will be tried again. reason: of the event."""
         pod = self._pods.get(uid)
         if pod is not None:
-            unwired = pod["spec"]["nodeName"] in self.nodes.unwired
-            self._unmade(pod, "NetworkNotReady" if unwired else "FailedCreatePodSandBox", message)
+            if self.nodes.lacks_network(pod["spec"]["nodeName"]):
+                reason = "NetworkNotReady"
+            self._unmade(pod, reason, message)
 
     def pod_warned(self, uid: str, message: str) -> None:
         """The pod runs, but something of it does not: an event says so."""
@@ -698,15 +698,16 @@ class ControlPlane:
         else:
             self._node_problems.pop(name, None)
 
-    def wired(self, name: str, problem: str) -> None:
-        """What a node's runtime network lacks, so that its kubelet is not ready; "": nothing."""
-        self.nodes.wired(name, problem)
-        self._wake.set()
+    def network_status(self, name: str, message: str) -> None:
+        """The plugins of a node's runtime cannot be used; "": they can."""
+        self.nodes.network_status(name, message)
+        self.nodes.run()
 
     def rebooted(self, name: str) -> None:
         """A node that crashed is about to come back with nothing on it: what was ending there has ended."""
         self.proxying.over(name, False)
         self._judged.pop(name, None)
+        self.nodes.network_status(name, "")
         for uid in list(self._on_node[name]):
             self._containers.pop(uid, None)
             if "deletionTimestamp" in self._pods[uid]["metadata"]:

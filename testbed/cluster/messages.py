@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from testbed.state import ContainerState, Daemon, Listener, NetnsState, PodState, Sandbox
+from testbed.state import ContainerState, Daemon, Listener, NetnsState, PluginList, PodState, Sandbox, Upkeep
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
@@ -83,6 +83,12 @@ class ChangeSandboxes(Message, frozen=True):
     remove: tuple[str, ...]
 
 
+class LoadPlugins(Message, frozen=True):
+    """Have the runtime use these plugins, and ask them again and again whether they can be used."""
+
+    plugins: PluginList
+
+
 class WriteFiles(Message, frozen=True):
     """Have programs on the node see these files, and no others of ours. By path below /run."""
 
@@ -90,7 +96,15 @@ class WriteFiles(Message, frozen=True):
 
 
 Change = (
-    AddPods | DeletePods | UpdatePod | ChangeNetns | ServeNode | RunDaemons | ChangeSandboxes | WriteFiles
+    AddPods
+    | DeletePods
+    | UpdatePod
+    | ChangeNetns
+    | ServeNode
+    | RunDaemons
+    | LoadPlugins
+    | ChangeSandboxes
+    | WriteFiles
 )
 
 
@@ -218,11 +232,12 @@ class SandboxReady(Message, frozen=True):
 
 class SandboxFailed(Message, frozen=True):
     """agent → daemon, unasked: plugins could not wire a sandbox, or (leaving) not take it down; the agent
-    tries again. message: as the kubelet tells it."""
+    tries again. message, reason: as the kubelet tells it in an event."""
 
     uid: str
     message: str
     leaving: bool = False
+    reason: str = "FailedCreatePodSandBox"
 
 
 class SandboxGone(Message, frozen=True):
@@ -257,13 +272,12 @@ class KeepRules(Message, frozen=True):
     """daemon → agent, before anything is applied: how this node's iptables are made and kept; no answer.
 
     backend: which of the two; period: seconds within which a flush by somebody else is noticed, 0: never;
-    repaired: chains that are looked at, rule by rule, every repair_period seconds.
+    upkeep: what the node looks after by itself.
     """
 
     backend: Literal["nft", "legacy"] = "nft"
     period: float = 0.0
-    repaired: tuple[str, ...] = ()
-    repair_period: float = 0.0
+    upkeep: tuple[Upkeep, ...] = ()
 
 
 class RulesLost(Message, frozen=True):

@@ -14,6 +14,7 @@ from testbed.cluster.messages import (
     ChangeNetns,
     ChangeSandboxes,
     DeletePods,
+    LoadPlugins,
     RunDaemons,
     ServeNode,
     UpdatePod,
@@ -34,6 +35,7 @@ from testbed.state import (
     NetnsState,
     NftChain,
     NodeState,
+    PluginList,
     PodState,
     Route,
     Sandbox,
@@ -81,12 +83,14 @@ def merge(fragments: Iterable[tuple[str, NodeState]], merged: Merged | None = No
     daemons: list[tuple[str, dict[str, Daemon]]] = []
     sandboxes: list[tuple[str, dict[str, Sandbox]]] = []
     files: list[tuple[str, dict[str, str]]] = []
+    plugins: PluginList | None = None
     for name, fragment in fragments:
         netns.append((name, fragment.netns))
         listeners += fragment.listeners
         daemons.append((name, fragment.daemons))
         sandboxes.append((name, fragment.sandboxes))
         files.append((name, fragment.files))
+        plugins = fragment.plugins or plugins
         for uid, pod in fragment.pods.items():
             pods.setdefault(uid, []).append((name, pod))
     before = dict(merged) if merged else {}
@@ -101,6 +105,7 @@ def merge(fragments: Iterable[tuple[str, NodeState]], merged: Merged | None = No
         _merge_part("daemons", daemons),
         _merge_part("sandboxes", sandboxes),
         _merge_part("files", files),
+        plugins,
     )
 
 
@@ -195,6 +200,8 @@ def diff(old: NodeState | None, new: NodeState) -> tuple[Change, ...]:
     changes: list[Change] = []
     if deleted:
         changes.append(DeletePods(tuple(pod.uid for pod in deleted)))
+    if new.plugins is not None and old.plugins != new.plugins:
+        changes.append(LoadPlugins(new.plugins))
     if old.sandboxes.keys() != new.sandboxes.keys():
         # What plugins were called with stays as it was until they are called to take it down.
         coming = tuple(each for uid, each in new.sandboxes.items() if uid not in old.sandboxes)

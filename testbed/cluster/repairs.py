@@ -1,91 +1,125 @@
-"""Looks whether a dataplane's own rules are still as it made them, as flanneld does every few seconds.
+"""Looks whether what a dataplane's daemons made is still there, as they do, and makes it again where not.
 
-Rules that somebody changed are noticed, whichever they are; then all are made again. Upstream: flannel
-``pkg/trafficmngr/iptables/iptables.go`` (ensureIPTables).
+flanneld looks at its rules and, with some backends, its routes; felix at its rules, ipsets and routes. They
+know by themselves what should be there: a node that is cut off from the control plane is mended, too.
+Upstream: flannel ``pkg/trafficmngr/iptables/iptables.go`` (ensureIPTables), ``pkg/backend/route_network.go``
+(routeCheck); calico ``felix/dataplane/linux/int_dataplane.go`` (the refresh intervals).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import zlib
 from collections.abc import Callable, Iterable
 
-from testbed.cluster.messages import Change, ChangeNetns
+from testbed.cluster.messages import Change
+from testbed.cluster.upkeep import (
+    Made,
+    Wish,
+    chains_to_make,
+    entries_to_change,
+    routes_to_change,
+    sets_to_change,
+    versions,
+)
 from testbed.errors import TestbedError
-from testbed.kernel import netfilter
-from testbed.rules.iptables import ChainKey, is_built_in, parse_save
-from testbed.state import NODE, Chain
+from testbed.kernel import netfilter, readback
+from testbed.kernel.apply import Kernel
+from testbed.rules import ipset
+from testbed.rules.iptables import ChainKey, parse_save
+from testbed.state import NODE, Chain, NetnsState, Upkeep
 
 log = logging.getLogger(__name__)
 
+NOTHING: Wish = (NetnsState(), NetnsState())
+
 
 class Repairs:
-    """Watches chains of the node in whose netns this process lives. lost: is called with what is missing."""
+    """Keeps what the daemons of a node look after, in the netns this process lives in.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, lost: Callable[[str], None]) -> None:
-        self._loop, self._lost = loop, lost
-        self._wanted: dict[ChainKey, Chain] = {}
+    lost: is called where rules could not be made again by themselves, since others are gone, too.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, kernel: Kernel, node: str, lost: Callable[[str], None]
+    ) -> None:
+        self._loop, self._kernel, self._lost = loop, kernel, lost
+        # Nodes do not all look at once: each has its own share of a period, half of it at least.
+        self._share = 0.5 + zlib.crc32(node.encode()) / 2**33
+        self._made = Made(())
         self._backend: netfilter.Backend = "nft"
-        self._names: tuple[str, ...] = ()
-        self._period = 0.0
-        self._timer: asyncio.TimerHandle | None = None
+        self._timers: dict[Upkeep, asyncio.TimerHandle] = {}
 
-    def keep(self, backend: netfilter.Backend, names: Iterable[str], period: float) -> None:
-        """Look at chains of these names, and at what leads to them, every ``period`` seconds; 0: never."""
+    def keep(self, backend: netfilter.Backend, upkeeps: Iterable[Upkeep]) -> None:
+        """Look after these from now on; before anything is applied."""
         self.close()
-        self._backend, self._names, self._period = backend, tuple(names), period
-        if period and self._names:
-            self._timer = self._loop.call_later(period, self._look)
+        wanted = [each for each in upkeeps if each.period]
+        self._backend, self._made = backend, Made(wanted)
+        for each in wanted:
+            self._timers[each] = self._loop.call_later(each.period * self._share, self._look, each)
 
     def applied(self, changes: Iterable[Change]) -> None:
         """Take note of what is there now."""
-        if not self._names:
-            return
-        for change in changes:
-            if isinstance(change, ChangeNetns) and change.where == NODE:
-                for key in (*change.remove.chains, *change.add.chains):
-                    self._wanted.pop(key, None)
-                self._wanted |= {key: chain for key, chain in change.add.chains.items() if self._ours(chain)}
+        self._made.applied(changes)
+
+    def forget_rules(self) -> None:
+        """Leave rules alone until they are applied again."""
+        self._made.chains.clear()
 
     def close(self) -> None:
         """Look no more."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
 
-    def _ours(self, chain: Chain) -> bool:
-        return chain.name in self._names or any(map(self._leads, chain.rules))
-
-    def _leads(self, rule: str) -> bool:
-        return rule.rpartition(" -j ")[2] in self._names
-
-    def _look(self) -> None:
+    def _look(self, upkeep: Upkeep) -> None:
+        self._timers[upkeep] = self._loop.call_later(upkeep.period, self._look, upkeep)
         try:
-            missing = self._missing()
+            add, remove = self._wrong(upkeep)
         except TestbedError as error:
-            log.warning("looking at rules: %s", error)
-            missing = ""  # nobody knows
-        if missing:
-            self._wanted.clear()  # said once; what is applied next brings them back
-            self._lost(missing)
-        self._timer = self._loop.call_later(self._period, self._look)
+            log.warning("looking at %s: %s", upkeep.part, error)
+            return
+        if (add, remove) == NOTHING:
+            return
+        log.warning("%s are made again: %s", upkeep.part, _named(add, remove))
+        failures = [failure.message for failure in self._kernel.change(NODE, add, remove)]
+        for message in failures:
+            log.warning("%s could not be made again: %s", upkeep.part, message)
+        if failures and upkeep.part == "chains":
+            self._lost(failures[0])
 
-    def _missing(self) -> str:
-        for family in netfilter.FAMILIES:
-            wanted = {key: chain for key, chain in self._wanted.items() if chain.family == family}
-            if not wanted:
-                continue
-            there = parse_save(netfilter.save(family, self._backend), family)
-            for key, chain in wanted.items():
-                found = there[key].rules if key in there else ()
-                if is_built_in(chain):
-                    gone = [rule for rule in chain.rules if self._leads(rule) and rule not in found]
-                elif found != chain.rules:
-                    gone = [rule for rule in chain.rules if rule not in found] or [
-                        "other rules, or in disorder"
-                    ]
-                else:
-                    continue
-                if gone:
-                    return f"{family} table {chain.table}, chain {chain.name}: {gone[0]}"
-        return ""
+    def _wrong(self, upkeep: Upkeep) -> Wish:
+        """What is to be done so that all is as it was made. Raises CommandFailed."""
+        made = self._made
+        match upkeep.part:
+            case "chains" if made.chains:
+                wrong: dict[ChainKey, Chain] = {}
+                for family in netfilter.FAMILIES:
+                    if mine := {key: chain for key, chain in made.chains.items() if chain.family == family}:
+                        there = parse_save(netfilter.save(family, self._backend), family)
+                        wrong |= chains_to_make(upkeep, mine, there)
+                return NetnsState(chains=wrong), NetnsState()
+            case "ipsets" if made.ipsets:
+                return sets_to_change(made.ipsets, ipset.parse_save(netfilter.save_sets()))
+            case "routes" if routes := made.on_devices["routes"]:
+                return routes_to_change(upkeep, routes, readback.routes(versions(routes)))
+            case "neighbours" if neighbours := made.on_devices["neighbours"]:
+                come, go = entries_to_change(upkeep, neighbours, readback.neighbours(proxies=False))
+                return NetnsState(neighbours=come), NetnsState(neighbours=go)
+            case "fdb" if fdb := made.on_devices["fdb"]:
+                coming, going = entries_to_change(upkeep, fdb, readback.fdb())
+                return NetnsState(fdb=coming), NetnsState(fdb=going)
+        return NOTHING
+
+
+def _named(add: NetnsState, remove: NetnsState) -> str:
+    """The first few of what is changed."""
+    names = [
+        *(" ".join(key) for key in add.chains),
+        *(dict.fromkeys((*add.ipsets, *remove.ipsets))),
+        *(dict.fromkeys((*add.routes, *remove.routes))),
+        *(" ".join(key) for key in {**add.neighbours, **remove.neighbours}),
+        *(" ".join(key) for key in {**add.fdb, **remove.fdb}),
+    ]
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

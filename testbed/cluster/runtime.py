@@ -8,10 +8,11 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from testbed.cluster import sandboxes
 from testbed.cluster.balancer import Balancer
 from testbed.cluster.controlplane import ControlPlane
 from testbed.cluster.messages import (
@@ -84,10 +85,10 @@ class SandboxFailed(TestbedError):
 
 
 class AgentsEnded(TestbedError):
-    """Agents of nodes ended while the cluster started; why is in its log."""
+    """Agents ended while the cluster started; why is in its log. agents: in words."""
 
-    def __init__(self, names: Sequence[str]) -> None:
-        super().__init__(f"{', '.join(map(_agent_of, names))} ended as the cluster started")
+    def __init__(self, agents: Iterable[str]) -> None:
+        super().__init__(f"{', '.join(agents)} ended as the cluster started")
 
 
 async def _nothing() -> None:
@@ -168,11 +169,15 @@ class Runtime:
         """Raises AgentsEnded where one of these nodes' agents has ended, once the log says how."""
         workers = self.plane.workers
         ended = [name for name in names if name in workers and not workers[name].alive]
-        until = time.monotonic() + ENDS_WITHIN
-        while any(f"agent {name}" in self._pids for name in ended) and time.monotonic() < until:
-            await asyncio.sleep(0.01)
         if ended:
-            raise AgentsEnded(ended)
+            await self._hear_of_ends([f"agent {name}" for name in ended])
+            raise AgentsEnded(map(_agent_of, ended))
+
+    async def _hear_of_ends(self, processes: Sequence[str]) -> None:
+        """Wait a moment until the zygote has told, and the log says, how these ended."""
+        until = time.monotonic() + ENDS_WITHIN
+        while any(name in self._pids for name in processes) and time.monotonic() < until:
+            await asyncio.sleep(0.01)
 
     async def _fabric_ready(self) -> None:
         message, _ = await self.fabric.receive()
@@ -224,8 +229,10 @@ class Runtime:
         self.plane.heard(node)
         options = self.plane.facts.proxy_options
         dataplane = dataplanes.get(self.spec.network.dataplane)
-        repairs = (dataplane.repaired, dataplane.repair_seconds) if isinstance(dataplane, Repairing) else ()
-        channel.send(KeepRules(options.get("backend", "nft"), options.get("syncPeriod", 0.0), *repairs))
+        upkeep = (
+            dataplane.upkeep(self.spec.network.dataplane_options) if isinstance(dataplane, Repairing) else ()
+        )
+        channel.send(KeepRules(options.get("backend", "nft"), options.get("syncPeriod", 0.0), upkeep))
         channel.send(Beat(self.plane.nodes.clocks["nodeStatusUpdateFrequency"]))
         worker.touch()
         self.background(worker.run())
@@ -247,6 +254,7 @@ class Runtime:
         worker = self.plane.dismiss(node)
         while worker is not None and worker.alive:  # which ends with the process that was killed
             await asyncio.sleep(0.01)
+        sandboxes.forget(node)
         self.plane.worker_done()
 
     # --- nodes that crash ---------------------------------------------------------------------------
@@ -289,7 +297,13 @@ class Runtime:
     async def _start_routers(self) -> None:
         """Have the fabric's routers run the daemons that the dataplane has for them. Raises TestbedError."""
         for router in self.plane.router_daemons():
-            await self._start_router(router)
+            try:
+                await self._start_router(router)
+            except ChannelClosed as error:
+                if self.fabric.closed or self.zygote.closed:
+                    raise
+                await self._hear_of_ends([ROUTER + router])
+                raise AgentsEnded([f"the agent of router {router}"]) from error
 
     async def _start_router(self, router: str) -> None:
         (netns,) = await self.netns_of(self.fabric, [router])

@@ -20,6 +20,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from testbed.dataplane.cni.protocol import Attachment, NetworkList, Operation
 from testbed.errors import KernelRefused, TestbedError
 from testbed.kernel import execute, netlink, netns, process, syscalls
 from testbed.kernel.netlink import Netlink
-from testbed.state import Sandbox
+from testbed.state import PluginList, Sandbox
 
 log = logging.getLogger(__name__)
 
@@ -61,12 +62,22 @@ CALL_SECONDS = 120.0
 """How long a plugin may take: the kubelet's --runtime-request-timeout."""
 
 FIRST_BACKOFF, LONGEST_BACKOFF = 1.0, 10.0
-STATUS_SECONDS = 10.0
-"""How often plugins are asked for their STATUS."""
+STATUS_SECONDS = 5.0
+"""How often plugins are asked for their STATUS: as often as the kubelet asks its runtime."""
+NOT_READY_SECONDS = 1.0
+"""After which a pod is looked at again while there is no network (``backOffOnTransientErrorPeriod``)."""
 COLLECT_SECONDS = 60.0
 """How often what nobody knows of any more is collected."""
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+NETWORK_NOT_READY = (
+    "container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady "
+    "message:Network plugin returns error: {}"
+)
+"""The kubelet's words (``pkg/kubelet/kubelet.go``: updateRuntimeUp) and containerd's
+(``internal/cri/server/status.go``)."""
+NOT_READY = "NetworkNotReady"
 
 Tell = Callable[[AnyMessage], None]
 
@@ -74,6 +85,14 @@ Tell = Callable[[AnyMessage], None]
 def directory(node: str) -> Path:
     """A node's own directory."""
     return STATE / node
+
+
+def forget(node: str) -> None:
+    """Let go of what an agent of this node left that was killed: its netns, and what plugins kept."""
+    home = directory(node)
+    for name in sorted(path.name for path in (home / HELD).glob("*")):
+        _release(NETNS / name)
+    shutil.rmtree(home, ignore_errors=True)
 
 
 class PluginFailed(TestbedError):
@@ -327,50 +346,38 @@ class Sandboxes:
     ) -> None:
         self._loop, self._children, self._node, self._tell = loop, children, node, tell
         self._sandboxes: dict[str, _Sandbox] = {}
-        self._unmade: dict[str, asyncio.TimerHandle] = {}  # uid → when its netns is tried again
         self._plugins: Plugins | None = None
         self._networks: dict[tuple[str, tuple[str, ...]], Network] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._status = ""
+        self._loaded: Network | None = None
+        self._status: str | None = None  # why plugins cannot be used; None: nobody asked them yet
+        self._asked = asyncio.Event()
         self._quiet = _Quiet()
-        self._forget()
-
-    def _forget(self) -> None:
-        """Let go of what an agent of this node left that was killed: its netns, and what plugins kept."""
-        home = directory(self._node)
-        for name in sorted(path.name for path in (home / HELD).glob("*")):
-            _release(NETNS / name)
-        shutil.rmtree(home, ignore_errors=True)
+        forget(node)
 
     def netns(self, uid: str) -> int:
         """The netns of a sandbox; the descriptor stays ours. Raises KernelRefused."""
-        if uid not in self._sandboxes:
+        if uid not in self._sandboxes or not self._sandboxes[uid].made:
             raise KernelRefused(f"find the sandbox of pod {uid}", 2, "no such sandbox")
         return self._sandboxes[uid].netns
+
+    def load(self, plugins: PluginList) -> None:
+        """Use these plugins from now on, and ask them whether they can be used."""
+        try:
+            self._loaded = self._network(plugins.network, plugins.path)
+        except (ValueError, OSError) as error:
+            self._loaded = None
+            self._say(NETWORK_NOT_READY.format(error))
 
     def change(self, add: Sequence[Sandbox], remove: Sequence[str]) -> None:
         """Wire these and take those down, in their own time; what comes of each is told."""
         for uid in remove:
             if uid in self._sandboxes:
                 self._sandboxes[uid].unwanted.set()
-            elif (unmade := self._unmade.pop(uid, None)) is not None:
-                unmade.cancel()
-                self._tell(SandboxGone(uid))
         for wanted in add:
-            if wanted.uid not in self._sandboxes and wanted.uid not in self._unmade:
-                self._make(wanted)
-
-    def _make(self, wanted: Sandbox) -> None:
-        """Make the netns and go on from there; one that cannot be made is tried again."""
-        self._unmade.pop(wanted.uid, None)
-        try:
-            sandbox = _Sandbox(wanted, str(directory(self._node)))
-        except (OSError, TestbedError) as error:
-            self._tell(SandboxFailed(wanted.uid, _unmade_text(wanted, error)))
-            self._unmade[wanted.uid] = self._loop.call_later(FIRST_BACKOFF, self._make, wanted)
-            return
-        self._sandboxes[wanted.uid] = sandbox
-        self._background(self._live(sandbox))
+            if wanted.uid not in self._sandboxes:
+                sandbox = self._sandboxes[wanted.uid] = _Sandbox(wanted, str(directory(self._node)))
+                self._background(self._live(sandbox))
 
     def check(self, message: CheckSandbox) -> None:
         """Have plugins check a sandbox, and answer."""
@@ -378,8 +385,6 @@ class Sandboxes:
 
     def close(self) -> None:
         """Let go of everything, as when the node's power is cut."""
-        for timer in self._unmade.values():
-            timer.cancel()
         for task in self._tasks:
             task.cancel()
         for sandbox in self._sandboxes.values():
@@ -393,44 +398,67 @@ class Sandboxes:
         backoff = FIRST_BACKOFF
         network: Network | None = None
         while not sandbox.unwanted.is_set():
+            if not await self._usable(sandbox):
+                continue
             try:
-                network = self._network(wanted, sandbox.network)
+                network = self._network(wanted.network, wanted.path)
                 async with self._quiet.change():
                     addresses = await self._add(network, sandbox)
             except (TestbedError, ValueError, OSError) as error:
                 log.info("%s: %s", self._node, error)
-                self._tell(SandboxFailed(wanted.uid, setup_text(wanted.container, error)))
+                self._tell(SandboxFailed(wanted.uid, str(error)))
                 await _within(sandbox.unwanted.wait(), backoff)
                 backoff = min(2 * backoff, LONGEST_BACKOFF)
             else:
                 self._tell(SandboxReady(wanted.uid, addresses))
                 await sandbox.unwanted.wait()
-        if network is not None:
+        if network is not None and sandbox.made:
             await self._take_down(network, sandbox)
         self._sandboxes.pop(wanted.uid).drop()
         self._tell(SandboxGone(wanted.uid))
 
+    async def _usable(self, sandbox: _Sandbox) -> bool:
+        """Whether plugins can be used; if not, that is told, and a moment passes."""
+        if not self._asked.is_set():
+            await _first(self._asked.wait(), sandbox.unwanted.wait())
+        if self._status:
+            if sandbox.told != self._status:
+                text = f"network is not ready: {self._status}"
+                self._tell(SandboxFailed(sandbox.wanted.uid, text, reason=NOT_READY))
+            await _within(sandbox.unwanted.wait(), NOT_READY_SECONDS)
+        sandbox.told = self._status
+        return not self._status and not sandbox.unwanted.is_set()
+
     async def _add(self, network: Network, sandbox: _Sandbox) -> tuple[str, ...]:
-        if sandbox.left:  # ADD again would only meet what is left, and hide why it failed
+        """Raises TestbedError as the kubelet tells it."""
+        if sandbox.left:  # the kubelet begins no new sandbox before it has ended the one that is there
             try:
                 await network.delete(sandbox.attachment)
             except (PluginFailed, OSError) as error:
                 text = f"{sandbox.left}; not tried again while DEL of what is left fails: {error}"
-                raise TestbedError(text) from error
-            sandbox.left = ""
+                raise TestbedError(setup_text(sandbox.attachment.container, text)) from error
+            sandbox.drop()
+        if not sandbox.made:
+            try:
+                sandbox.make()
+            except (OSError, TestbedError) as error:
+                raise TestbedError(_unmade_text(sandbox, error)) from error
         try:
             found = await network.add(sandbox.attachment)
             addresses = protocol.addresses(found, sandbox.wanted.ifname)
             if not addresses:
-                text = f'failed to find network info for sandbox "{sandbox.wanted.container}"'
+                text = f'failed to find network info for sandbox "{sandbox.attachment.container}"'
                 raise TestbedError(text)
         except (TestbedError, ValueError, OSError) as error:
+            told = setup_text(sandbox.attachment.container, error)
             try:
                 await network.delete(sandbox.attachment)
             except (PluginFailed, OSError) as another:  # the first error is told, as containerd does
                 log.warning("%s: after a failed ADD: %s", self._node, another)
                 sandbox.left = str(error)
-            raise
+            else:
+                sandbox.drop()
+            raise TestbedError(told) from error
         return addresses
 
     async def _take_down(self, network: Network, sandbox: _Sandbox) -> None:
@@ -442,7 +470,7 @@ class Sandboxes:
                 return
             except (PluginFailed, OSError) as error:
                 log.warning("%s: %s", self._node, error)
-                text = _destroy_text(sandbox.wanted, error)
+                text = _destroy_text(sandbox, error)
                 self._tell(SandboxFailed(sandbox.wanted.uid, text, leaving=True))
                 await asyncio.sleep(backoff)
                 backoff = min(2 * backoff, LONGEST_BACKOFF)
@@ -450,9 +478,9 @@ class Sandboxes:
     async def _check(self, message: CheckSandbox) -> None:
         sandbox = self._sandboxes.get(message.uid)
         try:
-            if sandbox is None:
+            if sandbox is None or not sandbox.made:
                 raise KernelRefused(f"find the sandbox of pod {message.uid}", 2, "no such sandbox")
-            await self._network(sandbox.wanted, sandbox.network).check(sandbox.attachment)
+            await self._network(sandbox.wanted.network, sandbox.wanted.path).check(sandbox.attachment)
         except TestbedError as error:
             self._tell(Failed(message.id, str(error), error.exit_code))
         except (ValueError, OSError) as error:
@@ -462,15 +490,15 @@ class Sandboxes:
 
     # --- networks
 
-    def _network(self, wanted: Sandbox, text: str) -> Network:
-        key = (text, wanted.path)
+    def _network(self, text: str, path: tuple[str, ...]) -> Network:
+        key = (text := text.replace("@DIR@", str(directory(self._node)))), path
         if key not in self._networks:
             network = protocol.parse(text)
             if self._plugins is None:
                 self._plugins = Plugins(self._loop, self._children, self._node)
                 self._plugins.directory.mkdir(parents=True, exist_ok=True, mode=0o755)
             (self._plugins.directory / f"10-{network.name}.conflist").write_text(text)
-            self._networks[key] = Network(self._plugins, network, wanted.path)
+            self._networks[key] = Network(self._plugins, network, path)
             self._background(self._watch(self._networks[key]))
         return self._networks[key]
 
@@ -478,14 +506,8 @@ class Sandboxes:
         """Ask for the network's status, and have it collect what is left over, again and again."""
         collected = self._loop.time()
         while True:
-            try:
-                await network.status()
-                status = ""
-            except (PluginFailed, OSError) as error:
-                status = f"Network plugin returns error: {error}"
-            if status != self._status:
-                self._status = status
-                self._tell(NetworkStatus(status))
+            if network is self._loaded:
+                await self._ask(network)
             await asyncio.sleep(STATUS_SECONDS)
             if self._loop.time() - collected >= COLLECT_SECONDS:
                 collected = self._loop.time()
@@ -494,9 +516,25 @@ class Sandboxes:
                 except OSError as error:
                     log.warning("%s: collecting what is left over: %s", self._node, error)
 
+    async def _ask(self, network: Network) -> None:
+        """Ask whether the plugins can be used, and tell what is new."""
+        try:
+            await network.status()
+            status = ""
+        except (PluginFailed, OSError) as error:
+            status = NETWORK_NOT_READY.format(error)
+        self._say(status)
+
+    def _say(self, status: str) -> None:
+        before, self._status = self._status or "", status
+        if status != before:
+            self._tell(NetworkStatus(status))
+        self._asked.set()
+
     async def _collect(self, network: Network) -> None:
         async with self._quiet.alone():
-            valid = [(each.wanted.container, each.wanted.ifname) for each in self._sandboxes.values()]
+            attached = [each.attachment for each in self._sandboxes.values() if each.made]
+            valid = [(each.container, each.ifname) for each in attached]
             for failure in await network.collect(valid):
                 log.warning("%s: collecting what is left over: %s", self._node, failure)
 
@@ -512,15 +550,38 @@ class Sandboxes:
 
 
 class _Sandbox:
-    """A netns with lo up, found by a path as long as it lives."""
+    """A netns with lo up, found by a path as long as it lives. Each that is made after one that could not be
+    wired is another, with an id of its own."""
 
     def __init__(self, wanted: Sandbox, home: str) -> None:
-        self.wanted, self.network = wanted, wanted.network.replace("@DIR@", home)
+        self.wanted = wanted
         self.unwanted = asyncio.Event()
         self.left = ""  # why an ADD failed that DEL could not take back
-        self.netns = netns.create()
-        self._path = NETNS / f"cni-{wanted.container[:32]}"
-        self._held = Path(home) / HELD / self._path.name
+        self.told: str | None = None  # why it could not be wired yet for want of a network
+        self.made = False
+        self._home, self._attempt = Path(home), 0
+        self._identify()
+
+    def _identify(self) -> None:
+        wanted, container = self.wanted, self.wanted.container
+        if self._attempt:
+            container = sha256(f"{container} {self._attempt}".encode()).hexdigest()
+        self._path = NETNS / f"cni-{container[:32]}"
+        self._held = self._home / HELD / self._path.name
+        args = {
+            "IgnoreUnknown": "1",
+            "K8S_POD_NAMESPACE": wanted.namespace,
+            "K8S_POD_NAME": wanted.name,
+            "K8S_POD_INFRA_CONTAINER_ID": container,
+            "K8S_POD_UID": wanted.uid,
+        }
+        self.attachment = Attachment(
+            container, str(self._path), wanted.ifname, tuple(args.items()), wanted.capabilities
+        )
+
+    def make(self) -> None:
+        """Make the netns. Raises OSError, TestbedError; then nothing of it is there."""
+        self.netns, self.made = netns.create(), True
         try:
             self._held.parent.mkdir(parents=True, exist_ok=True)
             self._held.touch()
@@ -533,22 +594,17 @@ class _Sandbox:
         except BaseException:
             self.drop()
             raise
-        args = {
-            "IgnoreUnknown": "1",
-            "K8S_POD_NAMESPACE": wanted.namespace,
-            "K8S_POD_NAME": wanted.name,
-            "K8S_POD_INFRA_CONTAINER_ID": wanted.container,
-            "K8S_POD_UID": wanted.uid,
-        }
-        self.attachment = Attachment(
-            wanted.container, str(self._path), wanted.ifname, tuple(args.items()), wanted.capabilities
-        )
 
     def drop(self) -> None:
-        """Let the netns go."""
+        """Let the netns go, if there is one; what is made next is another."""
+        if not self.made:
+            return
+        self.made, self.left = False, ""
         _release(self._path)
         self._held.unlink(missing_ok=True)
         os.close(self.netns)
+        self._attempt += 1
+        self._identify()
 
 
 def _release(path: Path) -> None:
@@ -592,17 +648,27 @@ class _Quiet:
                 self._condition.notify_all()
 
 
+async def _first(*waits: Coroutine[Any, Any, object]) -> None:
+    """Wait for one of several things."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
 async def _within(wait: Coroutine[Any, Any, object], seconds: float) -> None:
     """Wait for something, but not for longer."""
     with suppress(TimeoutError):
         await asyncio.wait_for(wait, seconds)
 
 
-def _unmade_text(wanted: Sandbox, error: Exception) -> str:
+def _unmade_text(sandbox: _Sandbox, error: Exception) -> str:
     """What the kubelet's event says where there is no netns to begin with."""
     return (
         "Failed to create pod sandbox: rpc error: code = Unknown desc = failed to create network namespace "
-        f'for sandbox "{wanted.container}": {error}'
+        f'for sandbox "{sandbox.attachment.container}": {error}'
     )
 
 
@@ -614,11 +680,11 @@ def setup_text(container: str, error: Exception | str) -> str:
     )
 
 
-def _destroy_text(wanted: Sandbox, error: Exception) -> str:
+def _destroy_text(sandbox: _Sandbox, error: Exception) -> str:
     """What the kubelet's event says of a sandbox that could not be taken down."""
-    what = f'failed to destroy network for sandbox "{wanted.container}": {error}'
+    what = f'failed to destroy network for sandbox "{sandbox.attachment.container}": {error}'
     why = f"rpc error: code = Unknown desc = {what}"
     return (
-        f'error killing pod: failed to "KillPodSandbox" for "{wanted.uid}" with KillPodSandboxError: '
+        f'error killing pod: failed to "KillPodSandbox" for "{sandbox.wanted.uid}" with KillPodSandboxError: '
         f"{json.dumps(why)}"
     )

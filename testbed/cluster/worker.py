@@ -43,8 +43,8 @@ from testbed.state import NODE, ContainerState, NetnsState, NodeState
 
 log = logging.getLogger(__name__)
 
-News = PodChanged | PodEvent | PodEnded | SandboxReady | SandboxFailed | SandboxGone
-"""What an agent says unasked of its pods."""
+News = PodChanged | PodEvent | PodEnded | SandboxReady | SandboxFailed | SandboxGone | NetworkStatus
+"""What an agent says unasked of its pods, and of what they need."""
 
 LOOKED_AFTER = ("routes", "neighbours", "fdb")
 """What a dataplane's agent sets when it starts, beside rules, whatever it finds; devices stay."""
@@ -64,8 +64,8 @@ class Plane(Protocol):
     def pods_made(self, uids: list[str]) -> None:
         """These pods are in the kernel."""
 
-    def pod_failed(self, uid: str, message: str) -> None:
-        """This pod could not be made."""
+    def pod_failed(self, uid: str, message: str, reason: str = ...) -> None:
+        """This pod could not be made; reason: of the event that says so."""
 
     def sandbox_ready(self, uid: str, addresses: tuple[str, ...]) -> None:
         """The node gave a pod these addresses."""
@@ -94,6 +94,9 @@ class Plane(Protocol):
     def worker_done(self) -> None:
         """A round is over."""
 
+    def network_status(self, node: str, message: str) -> None:
+        """The plugins of the node's runtime cannot be used; "": they can."""
+
     def heard(self, node: str) -> None:
         """The node's agent said that it lives."""
 
@@ -118,7 +121,7 @@ class NodeWorker:
         self._applied = NodeState()
         self._dirty = asyncio.Event()
         self._busy = self._gone = False
-        self._problem = self._network_problem = ""
+        self._problem = ""
         self._sandboxes: set[str] = set()  # uids of which the agent has something
         self._awaited: set[str] = set()  # those of which it has not said yet what came of them
         self._rules_lost = self._restarts = False
@@ -209,14 +212,12 @@ class NodeWorker:
                         | SandboxReady()
                         | SandboxFailed()
                         | SandboxGone()
+                        | NetworkStatus()
                     ):
                         self._unsaid.append(message) if self.paused else self._hear(message)
                     case RulesLost():
                         log.warning("%s: %s: its rules are made again", self.name, message.message)
                         self.forget_rules()
-                    case NetworkStatus():
-                        self._network_problem = message.message
-                        self.touch()
                     case WantNames():
                         self._plane.naming.wanted(self.name, self.channel.send)
                     case NamesFed():
@@ -234,6 +235,8 @@ class NodeWorker:
                 self._plane.pod_event(message.uid, message.kind, message.reason, message.message)
             case PodEnded():
                 self._plane.pod_ended(message.uid)
+            case NetworkStatus():
+                self._plane.network_status(self.name, message.message)
             case SandboxReady() | SandboxFailed() | SandboxGone():
                 self._hear_of_sandbox(message)
 
@@ -241,8 +244,10 @@ class NodeWorker:
         match message:
             case SandboxReady(uid, addresses):
                 self._plane.sandbox_ready(uid, addresses)
-            case SandboxFailed(uid, text, leaving):
-                (self._plane.sandbox_stuck if leaving else self._plane.pod_failed)(uid, text)
+            case SandboxFailed(uid, text, leaving=True):
+                self._plane.sandbox_stuck(uid, text)
+            case SandboxFailed(uid, text, reason=reason):
+                self._plane.pod_failed(uid, text, reason)
             case SandboxGone(uid):
                 self._sandboxes.discard(uid)
                 self._tell_removed()
@@ -265,7 +270,6 @@ class NodeWorker:
 
     def _tell(self, problem: str) -> None:
         """Say once that something is wrong with the node, and once that it no longer is."""
-        problem = problem or self._network_problem
         if problem != self._problem:
             self._problem = problem
             self._plane.node_failed(self.name, problem)

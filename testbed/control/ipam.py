@@ -16,7 +16,29 @@ from typing import Protocol
 
 
 class AllocationError(Exception):
-    """An address cannot be given; the message is host-local's own."""
+    """An address cannot be given; the message is that of the plugin who gives them."""
+
+
+ASKED = "testbed/ip"
+"""The annotation of pods that ask for addresses: one, or one of each family, comma-separated."""
+
+
+def asked_addresses(text: str) -> dict[int, str]:
+    """The addresses that an annotation asks for, by IP version. Raises AllocationError.
+
+    Two of one family are refused in Calico's words (``cni-plugin/pkg/k8s/k8s.go``: validateAndExtractIPs).
+    """
+    found: dict[int, str] = {}
+    for each in filter(None, map(str.strip, text.split(","))):
+        try:
+            address = ip_address(each)
+        except ValueError as error:
+            raise AllocationError(f"annotation {ASKED}: {error}") from error
+        if address.version in found:
+            family = f"IPv{address.version}"
+            raise AllocationError(f'cannot have more than one {family} address for "{ASKED}" annotation')
+        found[address.version] = str(address)
+    return found
 
 
 @dataclass(frozen=True)
@@ -144,13 +166,16 @@ class NodeIpam:
 
         Nothing stays reserved where one family has none. Raises AllocationError.
         """
-        wanted = {ip_address(text.strip()).version: text.strip() for text in asked.split(",") if text.strip()}
+        wanted = asked_addresses(asked)
         got: list[str] = []
         try:
-            for range_ in self.ranges:
-                got.append(range_.allocate(owner, wanted.pop(range_.network.version, None)))
+            for number, range_ in enumerate(self.ranges):
+                try:
+                    got.append(range_.allocate(owner, wanted.pop(range_.network.version, None)))
+                except AllocationError as error:
+                    raise AllocationError(f"failed to allocate for range {number}: {error}") from error
             if wanted:
-                raise AllocationError(f"requested IP address {next(iter(wanted.values()))} has no range here")
+                raise AllocationError(f"failed to allocate all requested IPs: {next(iter(wanted.values()))}")
         except AllocationError:
             self.release(owner)
             raise

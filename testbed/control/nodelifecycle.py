@@ -42,20 +42,20 @@ _HEALTHY = (
 
 
 def conditions(
-    old: Sequence[Object], alive: bool, heard: float, now: float, problem: str = ""
+    old: Sequence[Object], alive: bool, heard: float, now: float, network: str = ""
 ) -> list[Object]:
     """A node's conditions: as its kubelet posts them, or all Unknown once it has stopped.
 
-    heard: when it last said something; now: seconds since 1970, too; problem: what its runtime's network
-    lacks. Those of others are kept.
+    heard: when it last said something; now: seconds since 1970, too; network: why its runtime has none.
+    Those of others are kept.
     """
     found = {entry["type"]: entry for entry in old}
     new = []
     for kind, status, reason, message in _HEALTHY:
         if not alive:
             status, reason, message = "Unknown", "NodeStatusUnknown", STOPPED
-        elif kind == "Ready" and problem:
-            status, reason, message = "False", "KubeletNotReady", problem
+        elif kind == "Ready" and network:
+            status, reason, message = "False", "KubeletNotReady", network
         before = found.pop(kind, {})
         same = before.get("status") == status and "lastTransitionTime" in before
         new.append(

@@ -74,10 +74,9 @@ def node_object(node: NodeSpec, *, ready: bool) -> Object:
         **({ZONE_LABEL: node.zone} if node.zone else {}),
         **node.labels,
     }
-    spec: Object = {
-        "podCIDR": str(node.pod_cidrs[0]),
-        "podCIDRs": [str(cidr) for cidr in node.pod_cidrs],
-    }
+    spec: Object = {}
+    if node.pod_cidrs:
+        spec |= {"podCIDR": str(node.pod_cidrs[0]), "podCIDRs": [str(cidr) for cidr in node.pod_cidrs]}
     if node.taints:
         spec["taints"] = [
             {"key": taint.key, "effect": taint.effect, **({"value": taint.value} if taint.value else {})}

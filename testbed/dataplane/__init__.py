@@ -10,7 +10,7 @@ from testbed.control.snapshot import ClusterFacts, Node, Snapshot
 from testbed.policy import Enforcer
 from testbed.registry import Registry
 from testbed.spec.params import Param
-from testbed.state import Daemon, NodeState
+from testbed.state import Daemon, NodeState, Upkeep
 
 
 class Dataplane(Protocol):
@@ -48,6 +48,16 @@ class Dataplane(Protocol):
 
 
 @runtime_checkable
+class Pooling(Protocol):
+    """A dataplane whose nodes take their pods' addresses from podCIDR as a whole.
+
+    pools_addresses: True; ranges of the nodes' own, and ``nodeMask``, mean nothing to it.
+    """
+
+    pools_addresses: bool
+
+
+@runtime_checkable
 class Enforces(Protocol):
     """What a dataplane with ``enforces_policy`` has beside: the compiler of its own policy rules.
 
@@ -74,14 +84,11 @@ class Demanding(Protocol):
 
 @runtime_checkable
 class Repairing(Protocol):
-    """A dataplane that looks after its own rules.
+    """A dataplane whose daemons look, again and again, whether what they made is still there."""
 
-    repaired: names of its chains; repair_seconds: how often it looks whether they, and what leads to them,
-    are as it made them.
-    """
-
-    repaired: tuple[str, ...]
-    repair_seconds: float
+    def upkeep(self, options: Mapping[str, Any]) -> tuple[Upkeep, ...]:
+        """At what, and how often; options: as in the spec."""
+        ...
 
 
 def needs_of(dataplane: Dataplane, options: Mapping[str, Any]) -> frozenset[str]:

@@ -283,13 +283,13 @@ class WeaveBridgeType(Fault, frozen=True, kw_only=True):
                 f'weaver: Existing bridge type "{there}" is different than requested "{wanted}". '
                 "Please do 'weave reset' and try again",
             )
-            hands.plane.wired(node.name, UNWIRED)
+            hands.plane.network_status(node.name, UNWIRED)
 
     async def lift(self, hands: Hands, target: Target) -> None:
         """weaver starts."""
         for node in target.nodes:
             hands.plane.node_failed(node.name, "")
-            hands.plane.wired(node.name, "")
+            hands.plane.network_status(node.name, "")
 
     async def amiss(self, hands: Hands, target: Target, on: bool) -> str:
         """Whether the nodes are Ready; those that have left are neither."""

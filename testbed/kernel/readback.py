@@ -52,23 +52,9 @@ def read(backend: netfilter.Backend = "nft") -> NetnsState:
     return NetnsState(
         links=links | {name: replace(links[name], wireguard=guards[name]) for name in encrypted},
         addresses={(found.dev, found.address): found for found in parse_addresses(devices)},
-        routes={
-            route.dst: route
-            for version in ("-4", "-6")
-            for route in parse_routes(
-                _ip(version, "-details", "route", "show", "table", "main"), version == "-6"
-            )
-        },
-        neighbours={
-            (entry.dev, entry.dst): entry
-            for entry in parse_neighbours(
-                [*_ip("neighbour", "show", "nud", "permanent"), *_ip("neighbour", "show", "proxy")]
-            )
-        },
-        fdb={
-            (entry.dev, entry.mac, entry.dst): entry
-            for entry in parse_fdb(_json("bridge", "-json", "fdb", "show"))
-        },
+        routes={route.dst: route for route in routes((4, 6))},
+        neighbours=neighbours(proxies=True),
+        fdb=fdb(),
         peers={(peer.dev, peer.key): peer for peer in peers},
         chains=chains,
         nft_tables=tables.nft_tables,
@@ -86,6 +72,31 @@ def read(backend: netfilter.Backend = "nft") -> NetnsState:
             if (to := parse_redirect(_json("tc", "-json", "filter", "show", "dev", qdisc["dev"], "ingress")))
         },
     )
+
+
+def routes(versions: Iterable[int]) -> list[Route]:
+    """Those of the main table, of these IP versions, without the kernel's own. Raises CommandFailed."""
+    return [
+        route
+        for version in versions
+        for route in parse_routes(
+            _ip(f"-{version}", "-details", "route", "show", "table", "main"), version == 6
+        )
+    ]
+
+
+def neighbours(*, proxies: bool) -> dict[tuple[str, str], Neighbour]:
+    """Permanent entries; proxies: and these. Raises CommandFailed."""
+    shown = _ip("neighbour", "show", "nud", "permanent")
+    if proxies:
+        shown += _ip("neighbour", "show", "proxy")
+    return {(entry.dev, entry.dst): entry for entry in parse_neighbours(shown)}
+
+
+def fdb() -> dict[tuple[str, str, str], FdbEntry]:
+    """The vxlan devices' permanent entries. Raises CommandFailed."""
+    shown = _json("bridge", "-json", "fdb", "show")
+    return {(entry.dev, entry.mac, entry.dst): entry for entry in parse_fdb(shown)}
 
 
 def _ip(*arguments: str) -> list[dict[str, Any]]:

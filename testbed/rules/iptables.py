@@ -269,6 +269,11 @@ def parse_save(text: str, family: Family) -> dict[ChainKey, Chain]:
     return {key(chain): chain for chain in chains}
 
 
+def with_numbers(rule: str) -> str:
+    """A rule as it is printed where the machine has no /etc/protocols: IP in IP has no other name."""
+    return rule.replace("-p ipencap ", "-p 4 ")
+
+
 def rejected_lines(text: str, stderr: str) -> list[str]:
     """The lines of a restore input that an error message is about, as ``number: line``.
 

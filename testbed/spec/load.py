@@ -41,7 +41,7 @@ from testbed.spec.model import (
     IPNetwork,
     NodeSpec,
 )
-from testbed.spec.sections import SPEC, Draft, named, read
+from testbed.spec.sections import SPEC, Draft, named, pools_addresses, read
 
 FABRIC_NAME = re.compile(r"(s|core|outside|spine|leaf|rack|zone|router)[0-9]+")
 """What builders call their switches and routers; nobody else may."""
@@ -132,19 +132,23 @@ def _check_names(draft: Draft, source: Source) -> None:
 
 
 def _pod_blocks(draft: Draft, source: Source) -> list[tuple[IPNetwork, ...]]:
-    """Each node's pod ranges: those given, else the k-th block for node k; block 0 is the control plane's."""
+    """Each node's pod ranges: those given, else the k-th block for node k; block 0 is the control plane's.
+
+    Where pods have their addresses from podCIDR as a whole, nodes for which it has no block have none.
+    """
+    pooled = pools_addresses(draft.network.dataplane)
     found: list[list[IPNetwork]] = [[] for _ in draft.nodes]
     for cidr, mask in zip(draft.network.pod_cidrs, draft.network.node_masks, strict=True):
-        blocks = 1 << (mask - cidr.prefixlen)
+        blocks = 1 << max(mask - cidr.prefixlen, 0)
         size = 1 << (cidr.max_prefixlen - mask)
         used: list[tuple[int, IPNetwork]] = []
         lacking = False
         for index, node in enumerate(draft.nodes):
             given = by_family(node.pod_cidrs, lambda one: one.version).get(cidr.version)
             if given is not None:
-                _check_pod_cidr(source, index, given, cidr)
+                _check_pod_cidr(source, index, given, cidr, used=not pooled)
             elif index + 1 >= blocks:
-                lacking = True
+                lacking = not pooled
                 continue
             else:
                 given = ip_network((int(cidr.network_address) + (index + 1) * size, mask))
@@ -152,7 +156,7 @@ def _pod_blocks(draft: Draft, source: Source) -> list[tuple[IPNetwork, ...]]:
             used.append((index, given))
         if lacking:
             message = (
-                f"is too small: {cidr} has {blocks} blocks of /{mask}, and the control plane and "
+                f"is too small: {cidr} has {blocks} blocks of /{mask} (nodeMask), and the control plane and "
                 f"{len(draft.nodes)} nodes need {len(draft.nodes) + 1}"
             )
             source.note((*SPEC, "network", "podCIDR"), message)
@@ -173,11 +177,12 @@ def _pod_blocks(draft: Draft, source: Source) -> list[tuple[IPNetwork, ...]]:
     return [tuple(blocks_of_node) for blocks_of_node in found]
 
 
-def _check_pod_cidr(source: Source, index: int, given: IPNetwork, cidr: IPNetwork) -> None:
+def _check_pod_cidr(source: Source, index: int, given: IPNetwork, cidr: IPNetwork, *, used: bool) -> None:
+    """used: whether pods have addresses of it."""
     path = (*SPEC, "nodes", "items", index, "podCIDR")
     if not _inside(given, cidr):
         source.note(path, f"{given} is not inside podCIDR {cidr}")
-    elif given.prefixlen > given.max_prefixlen - 2:
+    elif used and given.prefixlen > given.max_prefixlen - 2:
         source.note(path, f"{given} leaves no room for pods")
 
 

@@ -297,7 +297,7 @@ def _network(fields: Fields, file: Path) -> NetworkSpec:
         pod_cidrs=pods,
         service_cidrs=_per_family(fields, "serviceCIDR", families, SERVICE_CIDR),
         node_cidrs=_per_family(fields, "nodeCIDR", families, NODE_CIDR),
-        node_masks=_node_masks(fields, pods),
+        node_masks=_node_masks(fields, pods, pooled=pools_addresses(dataplane)),
         load_balancer_cidrs=_load_balancer_cidrs(fields, families),
         cluster_domain=fields.get("clusterDomain", "cluster.local", dns_name),
         dataplane=dataplane,
@@ -351,8 +351,17 @@ def _load_balancer_cidrs(fields: Fields, families: Sequence[int]) -> tuple[IPNet
     return tuple(found[version] for version in families if version in found)
 
 
-def _node_masks(fields: Fields, pods: Sequence[IPNetwork]) -> tuple[int, ...]:
-    """The prefix length of a node's block per family; a single number is IPv4's where there is IPv4."""
+def pools_addresses(dataplane: str) -> bool:
+    """Whether nodes need no pod ranges of their own: pods have their addresses from podCIDR as a whole."""
+    known = _registry("testbed.dataplane", "dataplanes")
+    return dataplane in known and getattr(known.get(dataplane), "pools_addresses", False)
+
+
+def _node_masks(fields: Fields, pods: Sequence[IPNetwork], *, pooled: bool) -> tuple[int, ...]:
+    """The prefix length of a node's block per family; a single number is IPv4's where there is IPv4.
+
+    pooled: nobody needs the blocks, so that they may be larger than podCIDR, and there are none then.
+    """
     given = fields.each("nodeMask", number(1, 128))
     versions = [cidr.version for cidr in pods]
     masks: dict[int, int] = dict(NODE_MASK)
@@ -364,12 +373,12 @@ def _node_masks(fields: Fields, pods: Sequence[IPNetwork]) -> tuple[int, ...]:
         fields.note("nodeMask", f"must be one number per family of podCIDR: {named(versions)}")
     for cidr in pods:
         mask = masks[cidr.version]
-        largest = cidr.max_prefixlen - 2
+        largest = cidr.max_prefixlen - (0 if pooled else 2)
         if not fields.source.understood((*fields.path, "nodeMask"), (*fields.path, "podCIDR")):
             continue
         if mask > largest:
             fields.note("nodeMask", f"/{mask} leaves no room for pods: must be at most {largest}")
-        elif mask < cidr.prefixlen:
+        elif mask < cidr.prefixlen and not pooled:
             fields.note("nodeMask", f"/{mask} is larger than podCIDR {cidr}")
     return tuple(masks[version] for version in versions)
 

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from testbed.cluster import agent
 from testbed.cluster.messages import (
     AnyMessage,
@@ -28,6 +30,7 @@ from testbed.cluster.messages import (
     Exec,
     Exited,
     GetNetns,
+    KeepRules,
     Signal,
     Started,
 )
@@ -36,7 +39,7 @@ from testbed.control.snapshot import ClusterFacts, Container, ContainerPort, Nod
 from testbed.kernel import netlink, netns, process, sandbox, syscalls, sysctl
 from testbed.kernel.channel import Channel, socket_pair
 from testbed.kernel.netlink import Netlink
-from testbed.state import Address, NodeState, Route
+from testbed.state import Address, NodeState, Route, Upkeep
 from testbed.wait import wait_until
 
 OUTSIDE, OUTSIDE_IN_10 = "172.18.0.254", "10.99.0.1"
@@ -123,6 +126,10 @@ class Host:
         applied = self.apply(diff(self.state, state))
         assert applied.failed == {}
         self.state = state
+
+    def keep(self, *upkeep: Upkeep, period: float) -> None:
+        """Have the agent look after these, ever so often, of what it is asked to make from now on."""
+        self.channel.send(KeepRules(upkeep=tuple(replace(each, period=period) for each in upkeep)))
 
     def netns(self, *names: str) -> list[int]:
         _, fds = self.ask(GetNetns(self.new_id(), names))

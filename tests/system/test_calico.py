@@ -49,7 +49,7 @@ from cell_lab import (
 from cells import Cells, Row
 
 from testbed.api.cluster import Cluster, Place
-from testbed.cluster import daemons
+from testbed.cluster import daemons, statedir
 from testbed.control.ipam import Held
 from testbed.dataplane import dataplanes
 from testbed.dataplane.calico.names import HOST_MAC, host_end, vtep_mac
@@ -461,6 +461,23 @@ def test_backend_of_the_same_node_answers_whatever_bridge_nf_is(lab: Lab, bridge
     assert answer.stdout.rpartition(":")[0] == lab.ip["a1"], answer.stderr
 
 
+def test_a_pod_that_asks_for_two_addresses_of_one_family_is_told_so_and_waits(vxlan: Lab) -> None:
+    asking = on_node("greedy", "a")
+    asked = [str(ip_network(vxlan.block("a1"))[number]) for number in (40, 41)]
+    asking["metadata"]["annotations"] = {"testbed/ip": ",".join(asked)}
+    path = "/api/v1/namespaces/default/pods"
+    vxlan.cluster.client.post(path, asking)
+    try:
+        vxlan.cluster.settle()
+        events = vxlan.cluster.client.get("/api/v1/namespaces/default/events")["items"]
+        said = [event["message"] for event in events if event["involvedObject"]["name"] == "greedy"]
+        assert 'cannot have more than one IPv4 address for "testbed/ip" annotation' in said
+        assert not vxlan.cluster.client.get(f"{path}/greedy")["status"].get("podIPs")
+    finally:
+        vxlan.cluster.client.delete(f"{path}/greedy")
+        vxlan.cluster.settle()
+
+
 # --- §5 negative checks -----------------------------------------------------------------------------------
 
 
@@ -573,6 +590,90 @@ def test_pods_and_bird_may_come_and_go(options: str, tmp_path: Path) -> None:
         everybody()
 
 
+REFRESH = "".join(f", {what}RefreshInterval: 1s" for what in ("iptables", "ipsets", "route"))
+
+
+def mended(name: str) -> set[str]:
+    """What agents of a cluster say that they made again."""
+    log = (statedir.resolve(name).directory / statedir.LOG).read_text()
+    return {
+        each
+        for line in log.splitlines()
+        if (words := line.partition(" are made again: "))[1]
+        for each in words[2].split(", ")
+    }
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(", timers: fast", id="bgp"),
+        pytest.param(", vxlanMode: Always", id="vxlan"),
+        pytest.param(", ipipMode: Always", id="ipip", marks=pytest.mark.needs("ipip-tunnel")),
+    ],
+)
+def test_felix_mends_what_is_its_own_and_what_nobody_touched_is_not_made_again(
+    options: str, tmp_path: Path
+) -> None:
+    (tmp_path / "lab.yaml").write_text(dual(spec("calico-mended", options + REFRESH)))
+    with Cluster.up(tmp_path / "lab.yaml", manifests=[objects(tmp_path)]) as cluster:
+        node, a1 = cluster.node("a"), cluster.pod("a1")
+        found = {pod["metadata"]["name"]: pod["status"]["podIPs"] for pod in cluster.pods()}
+        (a2, a2_6), (b1, b1_6) = ([each["ip"] for each in found[name]] for name in ("a2", "b1"))
+        wait_until(lambda: answers(a1, b1) and answers(a1, b1_6), 20, "a1 reaches b1")
+        end, pools = host_end("default", "a2"), "cali40all-ipam-pools"
+        chain = f"cali-tw-{end}"
+        shown = {
+            "routes": ["ip", "route", "show", "dev", end],
+            "routes6": ["ip", "-6", "route", "show", a2_6],
+            "rules": ["iptables", "-S", "FORWARD"],
+            "chain": ["ip6tables", "-S", chain],
+            "set": ["ipset", "save", "-sorted", pools],
+        }
+        strange = ["-s", "203.0.113.99/32", "-j", "DROP"]
+        broken = [
+            *(["ip", "route", "del", a2], ["ip", "-6", "route", "del", a2_6]),
+            ["ip", "route", "add", "198.51.100.9", "dev", end],
+            *(["iptables", "-D", "FORWARD", "1"], ["iptables", "-I", "FORWARD", *strange]),
+            *(["ip6tables", "-F", chain], ["ipset", "flush", pools]),
+        ]
+        names = {f"{a2}/32", f"{a2_6}/128", "198.51.100.9/32", pools}
+        names |= {"ipv4 filter FORWARD", f"ipv6 filter {chain}"}
+        if "Mode" in options:
+            shown["blocks"] = ["ip", "route", "show", "proto", "80"]
+            block = str(ip_network(f"{b1}/26", strict=False))
+            broken.append(["ip", "route", "del", block])
+            names.add(block)
+        if "vxlan" in options:
+            mac, tunnel = vtep_mac("b", 4), str(ip_network(block)[0])
+            shown["peers"] = ["ip", "neighbour", "show", "nud", "permanent"]
+            shown["entries"] = ["bridge", "fdb", "show", "dev", "vxlan.calico"]
+            broken.append(["ip", "neighbour", "del", tunnel, "dev", "vxlan.calico"])
+            broken.append(["bridge", "fdb", "del", mac, "dev", "vxlan.calico", "dst", B, "self"])
+            names |= {f"vxlan.calico {tunnel}", f"vxlan.calico {mac} {B}"}
+
+        def state() -> dict[str, list[str]]:
+            lines = {what: sorted(ok(node, *argv).splitlines()) for what, argv in shown.items()}
+            lines["rules"] = [rule for rule in lines["rules"] if "203.0.113.99" not in rule]
+            return lines
+
+        before = state()
+        for argv in broken:
+            ok(node, *argv)
+        wait_until(lambda: state() == before, 20, "all is as it was", detail=lambda: str(state()))
+        order = ok(node, "iptables", "-S", "FORWARD").splitlines()
+        assert "cali-FORWARD" in order[1]
+        assert " ".join(["-A FORWARD", *strange]) in order, "what is not felix's stays"
+        assert answers(a1, a2)
+        assert answers(a1, a2_6)
+        assert answers(a1, b1)
+        for _ in range(2):  # whole periods later
+            ok(node, "ip6tables", "-F", chain)
+            ok(node, "ip", "-6", "route", "del", a2_6)
+            wait_until(lambda: state() == before, 20, "all is as it was again", detail=lambda: str(state()))
+        assert mended("calico-mended") == names
+
+
 @pytest.fixture
 def broken(tmp_path: Path) -> Iterator[Lab]:
     """A lab for faults, with quick timers."""
@@ -654,7 +755,7 @@ def test_everybody_reaches_everybody_where_blocks_are_small_or_few(options: str,
     """Blocks of one address; and one block for all, of which two nodes borrow, for their tunnels, too."""
     (tmp_path / "scarce.yaml").write_text(
         "apiVersion: testbed/v1\nkind: Cluster\nspec: {nodes: {count: 3}, dns: {enabled: false}, network: "
-        f"{{podCIDR: 10.244.0.0/28, nodeMask: 30, dataplane: {{name: calico, {options}}}}}}}\n"
+        f"{{podCIDR: 10.244.0.0/28, dataplane: {{name: calico, {options}}}}}}}\n"
     )
     pods = written(tmp_path, *(on_node(f"p{k}", f"node-{k % 3 + 1}") for k in range(4)))
     with Cluster.up(tmp_path / "scarce.yaml", manifests=[pods]) as cluster:

@@ -11,7 +11,7 @@ from test_policy import NO, YES, cluster_policy, open_connection_after, policy, 
 from testbed.api.cluster import Cluster
 from testbed.dataplane.calico.felix import Felix
 from testbed.rules.ipset import parse_save as parse_sets
-from testbed.rules.iptables import parse_save
+from testbed.rules.iptables import parse_save, with_numbers
 from testbed.wait import wait_until
 
 DENY = policy("none", {"matchLabels": {"app": "a"}}, ingress=[])
@@ -53,6 +53,17 @@ def test_exceptions_of_a_range_and_named_ports(traffic: Traffic) -> None:
     assert reaches(traffic, "p2", "p0", 81) == reaches(traffic, "outside", "p0", 80) == NO
 
 
+def test_each_of_many_ports_is_allowed_and_no_other(traffic: Traffic) -> None:
+    def enforce(numbers: list[int]) -> None:
+        ports = [{"port": number} for number in numbers]
+        traffic.enforce((policy("many", {"matchLabels": {"app": "a"}}, ingress=[{"ports": ports}]),))
+
+    enforce([80, *range(1000, 1040, 2), 82])  # in two rules
+    assert [reaches(traffic, "p2", "p0", number) for number in (80, 81, 82)] == [YES, NO, YES]
+    enforce([81, 82])
+    assert [reaches(traffic, "p2", "p0", number) for number in (80, 81, 82)] == [NO, YES, YES]
+
+
 def test_tiers_are_asked_in_their_order(traffic: Traffic) -> None:
     everybody = [{"namespaces": {}}]
     port = [{"tcp": {"destinationPort": {"number": number}}} for number in (80, 81)]
@@ -82,7 +93,8 @@ def test_a_changed_policy_cuts_open_connections(traffic: Traffic) -> None:
 def test_rules_are_in_the_kernel_as_they_were_written(traffic: Traffic) -> None:
     """Word by word, in both families: so that a difference to a real node's iptables-save would show."""
     blocks = [{"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.244.1.2/32"]}}, {"ipBlock": {"cidr": "::/0"}}]
-    ports = [{"port": "web"}, {"port": 80, "endPort": 90}, {"protocol": "UDP"}]
+    many = [{"port": number} for number in range(1000, 1040, 2)]
+    ports = [{"port": "web"}, {"port": 80, "endPort": 90}, *many, {"protocol": "UDP"}]
     rule = {"from": [*blocks, {"podSelector": {}}], "ports": ports}
     deny = [{"action": "Deny", "to": [{"nodes": {}}]}]
     traffic.enforce(
@@ -100,8 +112,7 @@ def test_rules_are_in_the_kernel_as_they_were_written(traffic: Traffic) -> None:
         **parse_save(node.run(["ip6tables-save"]).stdout, "ipv6"),
     }
     for key, chain in wanted.chains.items():
-        # iptables-save names protocol 4 where the machine has /etc/protocols, which not every one has.
-        found = tuple(rule.replace("-p ipencap ", "-p 4 ") for rule in chains[key].rules)
+        found = tuple(map(with_numbers, chains[key].rules))
         if chain.inserted:
             assert found[: chain.inserted] == chain.rules[: chain.inserted]
             assert set(chain.rules) <= set(found)

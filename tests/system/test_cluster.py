@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -384,6 +385,28 @@ def test_a_cluster_whose_agents_end_as_it_starts_is_not_ready(
     )
     with pytest.raises(TestbedError, match=words):
         Cluster.up(folder / "spec.yaml", name=mine("stillborn"))
+
+
+def test_a_cluster_whose_routers_agent_ends_as_it_starts_says_which_and_how(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "racks.yaml").write_text(
+        "apiVersion: testbed/v1\nkind: Cluster\nspec: {nodes: {count: 2}, dns: {enabled: false}, "
+        "topology: {builder: racks, params: {racks: 2, spines: 1, mask: 24}}, "
+        "network: {nodeCIDR: 192.168.0.0/20, dataplane: {name: calico}}}\n"
+    )
+    spawn = runtime.Runtime.spawn
+
+    async def stillborn(self: runtime.Runtime, name: str, entry: str, netns: int = -1) -> Any:
+        return await spawn(self, name, "os:abort" if name == "router leaf2" else entry, netns)
+
+    monkeypatch.setattr(runtime.Runtime, "spawn", stillborn)
+    words = (
+        "(?s)the agent of router leaf2 ended as the cluster started; "
+        "the end of its log:.*router leaf2 ended with"
+    )
+    with pytest.raises(TestbedError, match=words):
+        Cluster.up(tmp_path / "racks.yaml", name=mine("unrouted"))
 
 
 def test_pods_of_a_node_whose_agent_ended_are_named_not_waited_for(folder: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from node_lab import FACTS, NODES, Host, isolated, pod, running_lab, snapshot
 
 from testbed import Cluster
-from testbed.cluster import sandboxes
+from testbed.cluster import membership, sandboxes
 from testbed.cluster.compile import compile_node
 from testbed.cluster.messages import (
     CheckSandbox,
@@ -221,8 +221,120 @@ def test_a_plugin_of_ones_own_wires_pods_is_seen_called_and_its_errors_are_the_k
         )
         assert re.fullmatch(expected, told()[0])
         assert [call["operation"] for call in calls(cluster, "node-1")][-2:] == ["ADD", "DEL"]
+        wait_until(lambda: len(calls(cluster, "node-1")) >= 7, 15, "it is tried again and again")
         cluster.node("node-1").run(["rm", "/run/refuse"])
         wait_until(lambda: address(cluster, "late"), 15, "the pod is tried again")
+        made = [
+            (call["operation"], call["env"]["CNI_CONTAINERID"], call["env"]["CNI_NETNS"])
+            for call in calls(cluster, "node-1")[1:]
+        ]
+        assert [operation for operation, _, _ in made] == ["ADD", "DEL"] * (len(made) // 2) + ["ADD"]
+        adds, dels = ([each[1:] for each in made if each[0] == operation] for operation in ("ADD", "DEL"))
+        assert dels == adds[:-1], "each sandbox that could not be wired is ended"
+        assert len(set(adds)) == len(adds) == len({path for _, path in adds}), "and the next is another"
+        names = cluster.node("node-1").run(["ls", "/run/netns"]).stdout.split()
+        assert Path(adds[-1][1]).name in names
+        assert not [path for _, path in dels if Path(path).name in names]
+
+
+NOT_READY = (
+    "container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady message:"
+    'Network plugin returns error: plugin type="mine" name="mine" failed (status): no agent here'
+)
+
+
+def test_while_status_fails_its_node_is_not_ready_and_new_pods_wait(tmp_path: Path) -> None:
+    plugin = {**MINE["plugins"][0], "prefix": "10.244.78", "ill": f"{tmp_path}/ill-{{{{.NodeName}}}}"}
+    (tmp_path / "mine.conflist").write_text(json.dumps({**MINE, "cniVersion": "1.1.0", "plugins": [plugin]}))
+    os.symlink(PLUGINS, tmp_path / "bin")
+    ill = tmp_path / "ill-node-1"
+    ill.touch()
+    none = PODS.split("---")[-1]
+    with up(tmp_path, "cni-ill", "{name: cni, conflist: mine.conflist, path: bin}", none) as cluster:
+        node = cluster.node("node-1")
+
+        def ready() -> tuple[str, str]:
+            conditions = cluster.client.get("/api/v1/nodes/node-1")["status"]["conditions"]
+            (found,) = [each for each in conditions if each["type"] == "Ready"]
+            return found["status"], found["message"]
+
+        def said(name: str, reason: str) -> list[str]:
+            events = cluster.client.get("/api/v1/namespaces/default/events")["items"]
+            return [
+                each["message"]
+                for each in events
+                if (each["involvedObject"]["name"], each["reason"]) == (name, reason)
+            ]
+
+        def create(name: str, **spec: Any) -> None:
+            made = {
+                "metadata": {"name": name},
+                "spec": {"containers": [{"name": "c", "image": "nginx"}], **spec},
+            }
+            cluster.client.post(
+                "/api/v1/namespaces/default/pods", {"apiVersion": "v1", "kind": "Pod", **made}
+            )
+
+        wait_until(lambda: ready() == ("False", NOT_READY), 15, "it is not ready before it has a pod")
+        ill.unlink()
+        wait_until(lambda: ready()[0] == "True", 15, "the node is ready")
+        create("a", nodeName="node-1")
+        wait_until(lambda: address(cluster, "a"), 15, "a pod is wired")
+        ill.touch()
+        wait_until(
+            lambda: ready() == ("False", NOT_READY), 15, "the node is not ready", detail=lambda: str(ready())
+        )
+        assert said("node-1", "NodeNotReady")[-1] == "Node node-1 status is now: NodeNotReady"
+        create("chosen", nodeSelector={"kubernetes.io/hostname": "node-1"})
+        create("bound", nodeName="node-1")
+        create("free")
+        wait_until(lambda: address(cluster, "free"), 15, "the other node takes a pod")
+        free = cluster.client.get("/api/v1/namespaces/default/pods/free")
+        assert free["spec"]["nodeName"] == "node-2"
+        wait_until(lambda: said("bound", "NetworkNotReady"), 15, "a pod that is bound to it waits, too")
+        assert said("bound", "NetworkNotReady") == [f"network is not ready: {NOT_READY}"]
+        (why,) = said("chosen", "FailedScheduling")
+        assert "1 node(s) had untolerated taint(s)" in why
+        adds = [call for call in calls(cluster, "node-1") if call["operation"] == "ADD"]
+        assert len(adds) == 1, "nothing was wired meanwhile"
+        assert (
+            node.run(["curl", "-sS", "-m5", f"http://{address(cluster, 'a')}/hostname"]).stdout.strip() == "a"
+        )
+        ill.unlink()
+        wait_until(lambda: ready()[0] == "True", 15, "the node is ready again")
+        wait_until(lambda: address(cluster, "chosen") and address(cluster, "bound"), 15, "its pods are wired")
+
+
+def test_a_node_leaves_though_a_plugin_hangs_and_may_join_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(membership, "WITHIN", 2.0)
+    stuck = tmp_path / "stuck"
+    plugin = {**MINE["plugins"][0], "prefix": "10.244.79", "stuck": str(stuck)}
+    (tmp_path / "mine.conflist").write_text(json.dumps({**MINE, "plugins": [plugin]}))
+    os.symlink(PLUGINS, tmp_path / "bin")
+    only_a = PODS.split("---")[0]
+    with up(tmp_path, "cni-hangs", "{name: cni, conflist: mine.conflist, path: bin}", only_a) as cluster:
+        other = cluster.node("node-2")
+        assert other.run(["ls", "/run/netns"]).stdout.startswith("cni-")
+        stuck.touch()
+        cluster.client.delete("/api/v1/nodes/node-1")
+        assert [each["metadata"]["name"] for each in cluster.client.get("/api/v1/nodes")["items"]] == [
+            "node-2"
+        ]
+        assert other.run(["ls", "/run/netns"]).stdout == ""
+        assert other.run(["ls", str(sandboxes.STATE)]).stdout.split() == ["node-2"]
+        wait_until(
+            lambda: other.run(["pgrep", "-f", f"{tmp_path}/bin/mine"]).code == 1, 10, "the plugin ends"
+        )
+        stuck.unlink()
+        cluster.client.post(
+            "/api/v1/nodes", {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-1"}}
+        )
+        container = {"name": "c", "image": "nginx"}
+        again = {"metadata": {"name": "again"}, "spec": {"nodeName": "node-1", "containers": [container]}}
+        cluster.client.post("/api/v1/namespaces/default/pods", {"apiVersion": "v1", "kind": "Pod", **again})
+        wait_until(lambda: address(cluster, "again"), 15, "a pod is wired on it")
 
 
 # --- the same list by plugins and by our own wiring -----------------------------------------------------

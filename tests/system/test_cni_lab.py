@@ -276,6 +276,7 @@ def test_subnet_file_is_its_nodes_own_with_the_first_usable_address(flannel: Lab
         ),
         ("iptables", "-t", "nat", "-D", "FLANNEL-POSTRTG", "3"),
         ("iptables", "-t", "filter", "-F", "FLANNEL-FWD"),
+        ("nft", "flush", "ruleset"),  # and with them all that others have
     ],
 )
 def test_rules_that_somebody_changed_are_made_again_in_their_order(
@@ -297,6 +298,17 @@ def test_rules_that_somebody_changed_are_made_again_in_their_order(
     assert [rule for rule in rules() if "-A FLANNEL" in rule] == [
         rule for rule in before if "-A FLANNEL" in rule
     ]
+
+
+def test_a_route_that_somebody_deleted_is_put_back_by_host_gw(hostgw: Lab) -> None:
+    def route() -> str:
+        return ok(hostgw.a, "ip", "route", "show", "10.244.2.0/24").strip()
+
+    before = route()
+    ok(hostgw.a, "ip", "route", "del", "10.244.2.0/24")
+    assert hostgw.a1.run(["ping", "-c1", "-W1", B1]).code
+    wait_until(lambda: route() == before, 20, "the route is back", detail=route)
+    ping(hostgw.a1, B1)
 
 
 @NEEDS_TUN

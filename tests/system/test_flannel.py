@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace as msgspec_replace
 from node_lab import FACTS, NODES, OUTSIDE, Host, Lab, captured, pod, running_lab
 from test_bridge import echoes, mac, ping, source_seen
 
@@ -187,6 +188,74 @@ def test_host_gw_sends_plain_frames_and_the_nodes_own_address(host_gw: Lab) -> N
     (echo,) = echoes(underlay)
     assert (echo["src"], echo["dst"], echo["ttl"], echo["length"]) == (IP["a1"], IP["b1"], 63, 98)
     assert source_seen(host_gw.a, IP["b1"], "node", host_gw.b, "uid-b1") == "172.18.0.2"
+
+
+# --- what flanneld looks after --------------------------------------------------------------------------
+
+TO_B = "10.244.2.0/24"
+
+
+def looked_after(lab: Lab, period: float, **options: Any) -> None:
+    """Node a looks after what flanneld does, this often."""
+    lab.a.keep(*FLANNEL.upkeep(options), period=period)
+    wire(lab, **options)
+
+
+def leads_to_b(lab: Lab) -> bool:
+    return TO_B in {dst for dst, _, _ in routes(lab.a)}
+
+
+def forwards(lab: Lab) -> bool:
+    return "-j ACCEPT" in lab.a.ok("iptables-nft", "-S", "FLANNEL-FWD")
+
+
+def mended_rules(lab: Lab) -> None:
+    """Flush a chain of flannel's and wait until it is whole."""
+    lab.a.ok("iptables-nft", "-F", "FLANNEL-FWD")
+    assert not forwards(lab)
+    wait_until(lambda: forwards(lab), 10, "the rules are made again")
+
+
+def test_a_deleted_route_of_host_gw_comes_back_and_one_that_leads_elsewhere_stays() -> None:
+    with running_lab() as lab:
+        looked_after(lab, 0.2, backend="host-gw")
+        before = routes(lab.a)
+        lab.a.ok("ip", "route", "del", TO_B)
+        wait_until(
+            lambda: routes(lab.a) == before, 10, "the route is back", detail=lambda: str(routes(lab.a))
+        )
+        ping(lab.a, IP["b1"], where="uid-a1")
+        lab.a.ok("ip", "route", "replace", TO_B, "via", OUTSIDE)
+        mended_rules(lab)
+        mended_rules(lab)  # whole periods later
+        assert (TO_B, OUTSIDE, "eth0") in routes(lab.a)
+
+
+def test_a_route_that_is_no_longer_wanted_is_not_put_back() -> None:
+    with running_lab() as lab:
+        looked_after(lab, 0.2, backend="host-gw")
+        state = lab.a.state
+        without = {dst: route for dst, route in state.netns.routes.items() if dst != TO_B}
+        lab.a.become(msgspec_replace(state, netns=msgspec_replace(state.netns, routes=without)))
+        mended_rules(lab)
+        mended_rules(lab)
+        assert not leads_to_b(lab)
+        lab.a.become(state)
+        assert leads_to_b(lab)
+
+
+def test_a_deleted_route_of_vxlan_stays_away_until_the_peer_is_announced_again() -> None:
+    with running_lab() as lab:
+        looked_after(lab, 0.2)
+        lab.a.ok("ip", "route", "del", TO_B)
+        mended_rules(lab)
+        mended_rules(lab)
+        assert not leads_to_b(lab)
+        wire_alone = replace(IPV4, dataplane_options={})
+        lab.a.become(lab.states(A1, A2, dataplane=FLANNEL, nodes=NODES4[:1], facts=wire_alone)["a"])
+        wire(lab)
+        assert leads_to_b(lab)
+        ping(lab.a, IP["b1"], where="uid-a1")
 
 
 # --- wireguard ------------------------------------------------------------------------------------------

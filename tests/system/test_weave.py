@@ -338,6 +338,15 @@ def test_overlay_is_decoded_by_tshark_without_a_warning(fastdp: Lab) -> None:
     assert {"arp", "icmp", "http"} <= inside
 
 
+def test_sleeve_needs_no_device_of_the_kernels_for_tunnels(sleeve: Lab) -> None:
+    kinds = {
+        link.get("linkinfo", {}).get("info_kind")
+        for link in told(sleeve.a, "ip", "-json", "-details", "link")
+    }
+    assert "bridge" in kinds
+    assert "vxlan" not in kinds
+
+
 def test_sleeve_sends_the_frame_behind_the_names_of_both_peers(sleeve: Lab) -> None:
     with captured(sleeve.a, "eth0") as underlay, captured(sleeve.a, "vethwe-bridge") as port:
         ping(sleeve.a1, B1)

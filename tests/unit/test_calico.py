@@ -16,6 +16,7 @@ from testbed.cluster.apply import apply
 from testbed.cluster.reconcile import diff
 from testbed.conformance.network_policy.cases import complete
 from testbed.control.ipam import AllocationError, Held
+from testbed.control.policies import Port
 from testbed.control.snapshot import ClusterFacts, Node, Pod, Router, Snapshot
 from testbed.dataplane import dataplanes
 from testbed.dataplane.calico import Calico, bird, felix
@@ -214,6 +215,8 @@ def test_an_asked_address_is_given_once() -> None:
         made.allocate("b", "2", "192.168.7.7")
     with pytest.raises(AllocationError, match="not in a configured pool"):
         made.allocate("b", "2", "10.0.0.1")
+    with pytest.raises(AllocationError, match="cannot have more than one IPv4 address"):
+        made.allocate("b", "2", "192.168.7.8,192.168.7.9")
     made.adopt("b", "3", ("192.168.7.8", "fd00::1"))
     assert made.held("b").borrowed == ("192.168.7.8",)
 
@@ -569,6 +572,96 @@ def test_policies_of_two_kinds_that_share_their_names_are_two_groups() -> None:
     flow = Flow(client.ips[0], web_pod.ips[0], "TCP", 80)
     passed, rule = passes(made, taken, node, flow)
     assert not passed, rule
+
+
+def tcp(*numbers: int) -> list[dict[str, object]]:
+    return [{"port": number} for number in numbers]
+
+
+def to_pods(rule: dict[str, object]) -> list[str]:
+    """The rules that felix writes for one of a policy's, for IPv4, without their comments."""
+    policy = complete(
+        {
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "NetworkPolicy",
+            "metadata": {"name": "some", "namespace": "x"},
+            "spec": {"podSelector": {}, "ingress": [rule]},
+        }
+    )
+    taken = Generated((namespace("x", {}),), (pod("x", 0, {}, []),), (policy,)).snapshot
+    (home,) = (node for node in taken.nodes if taken.pods_by_node.get(node.name))
+    chains = Felix().compile(taken, home).chains
+    rules = chains["ipv4", "filter", "cali-pi-knp/x/some"].rules
+    return [re.sub(r'-m comment --comment "[^"]*" ', "", rule) for rule in rules]
+
+
+ACCEPTED = ["-m mark --mark 0x10000/0x10000 -j RETURN"]
+SET_ACCEPT, SET_SCRATCH = (f"-j MARK --set-xmark {mark}/{mark}" for mark in ("0x10000", "0x80000"))
+
+
+def test_ports_of_one_protocol_are_one_rule_and_those_that_touch_a_range() -> None:
+    ports = [*tcp(443, 80, 8081, 8080), {"port": 53, "protocol": "UDP"}, {"port": 8090, "endPort": 8099}]
+    assert to_pods({"ports": ports}) == [
+        f"-p tcp -m multiport --dports 80,443,8080:8081,8090:8099 {SET_ACCEPT}",
+        *ACCEPTED,
+        f"-p udp -m multiport --dports 53 {SET_ACCEPT}",
+    ]
+    assert to_pods({"ports": [*ports, {"protocol": "TCP"}]})[0] == f"-p tcp {SET_ACCEPT}"
+
+
+def test_each_peer_has_a_rule_for_each_protocol_the_protocols_first() -> None:
+    peers = [{"ipBlock": {"cidr": "10.0.0.0/8"}}, {"ipBlock": {"cidr": "192.168.0.0/16"}}]
+    made = to_pods({"ports": [{"port": 53, "protocol": "UDP"}, *tcp(53)], "from": peers})
+    assert [rule.split()[1:4:2] for rule in made[::2]] == [
+        ["10.0.0.0/8", "tcp"],
+        ["192.168.0.0/16", "tcp"],
+        ["10.0.0.0/8", "udp"],
+        ["192.168.0.0/16", "udp"],
+    ]
+
+
+def test_more_than_fifteen_ports_are_several_rules_that_set_a_mark() -> None:
+    assert to_pods({"ports": tcp(*range(1, 31, 2))}) == [
+        f"-p tcp -m multiport --dports {','.join(map(str, range(1, 31, 2)))} {SET_ACCEPT}",
+    ]
+    assert to_pods({"ports": tcp(*range(1, 33, 2))}) == [
+        "-j MARK --set-xmark 0x0/0x180000",
+        f"-p tcp -m multiport --dports {','.join(map(str, range(1, 31, 2)))} {SET_SCRATCH}",
+        f"-p tcp -m multiport --dports 31 {SET_SCRATCH}",
+        f"-p tcp -m mark --mark 0x80000/0x80000 {SET_ACCEPT}",
+    ]
+    (first, *_) = felix.by_protocol(tuple(Port("TCP", n, n + 1) for n in range(1, 25, 3)))
+    assert first.numbers == ("1:2,4:5,7:8,10:11,13:14,16:17,19:20", "22:23")
+
+
+def test_named_ports_beside_numbers_and_exceptions_share_the_mark() -> None:
+    made = to_pods(
+        {
+            "ports": [*tcp(80), {"port": "web"}],
+            "from": [{"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16"]}}],
+        }
+    )
+    assert made[0] == "-j MARK --set-xmark 0x0/0x180000"
+    assert made[1] == "-p tcp -m multiport --dports 80 -j MARK --set-xmark 0x80000/0x80000"
+    assert re.fullmatch(
+        r"-m set --match-set cali40n:\S+ dst,dst -j MARK --set-xmark 0x80000/0x80000", made[2]
+    )
+    assert made[3:] == [
+        "-s 10.1.0.0/16 -j MARK --set-xmark 0x0/0x80000",
+        f"-s 10.0.0.0/8 -p tcp -m mark --mark 0x80000/0x80000 {SET_ACCEPT}",
+    ]
+
+
+@given(st.lists(st.tuples(st.integers(0, 80), st.integers(0, 5)), min_size=1, max_size=40))
+def test_ports_are_the_same_however_they_are_put_together(ranges: list[tuple[int, int]]) -> None:
+    (made,) = felix.by_protocol(tuple(Port("TCP", first, first + more) for first, more in ranges))
+    found = []
+    for portion in made.numbers:
+        ends = [[int(end) for end in each.split(":")] for each in portion.split(",")]
+        assert sum(map(len, ends)) <= 15
+        found += [number for each in ends for number in range(each[0], each[-1] + 1)]
+    assert len(found) == len(set(found))
+    assert set(found) == {number for first, more in ranges for number in range(first, first + more + 1)}
 
 
 def test_chains_of_one_name_that_differ_are_refused() -> None:

@@ -70,6 +70,19 @@ def test_what_is_left_to_itself_fits(name: str) -> None:
     check(spec(f"name: {name}"))
 
 
+def test_a_pool_of_calico_is_at_least_a_block() -> None:
+    check(spec("name: calico", "10.244.0.0/26"))
+    check(spec("name: calico, blockSize: 28", "10.244.0.0/28"))
+    with pytest.raises(InputError) as caught:
+        check(spec("name: calico, blockSize: 26", "10.244.0.0/27"))
+    assert str(caught.value) == (
+        "spec.network.podCIDR: 10.244.0.0/27 is smaller than a block: "
+        "blockSize is /26, and a pool has to be at least that"
+    )
+    with pytest.raises(InputError, match=r"fd00:10:244::/124 is smaller than a block: blockSizeV6 is /122"):
+        check(spec("name: calico", '[10.244.0.0/16, "fd00:10:244::/124"]'))
+
+
 def test_weave_has_one_range() -> None:
     check(spec("name: weave", "10.32.0.0/12"))
     with pytest.raises(InputError, match="dataplane weave has one range"):

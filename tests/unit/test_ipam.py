@@ -53,6 +53,34 @@ def test_dual_stack_leaves_nothing_reserved_when_one_family_fails():
     assert ipam.allocate("c") == ("10.244.1.2", "fd00:10:244:1::3")
 
 
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("10.244.1.7,10.244.1.8", r'^cannot have more than one IPv4 address for "testbed/ip" annotation$'),
+        ("fd00::7, 10.244.1.7, fd00::8", r"^cannot have more than one IPv6 address for"),
+        (
+            "10.244.1.7, soon",
+            r"^annotation testbed/ip: 'soon' does not appear to be an IPv4 or IPv6 address$",
+        ),
+        ("fd00::7", r"^failed to allocate all requested IPs: fd00::7$"),
+        ("10.244.1.1", r"^failed to allocate for range 0: requested ip 10.244.1.1 is subnet's gateway$"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_refused_and_nothing_stays_reserved(asked: str, message: str):
+    ipam = NodeIpam(("10.244.1.0/24",))
+    with pytest.raises(AllocationError, match=message):
+        ipam.allocate("a", asked)
+    assert ipam.allocate("a", "10.244.1.7") == ("10.244.1.7",)
+
+
+def test_the_range_that_has_no_address_is_named_by_its_number():
+    ipam = NodeIpam(("10.244.1.0/24", "fd00:10:244:1::/126"))
+    for owner in ("a", "b"):
+        ipam.allocate(owner)
+    with pytest.raises(AllocationError, match=r"^failed to allocate for range 1: no IP addresses available"):
+        ipam.allocate("c")
+
+
 def test_asked_addresses_of_both_families():
     ipam = NodeIpam(("10.244.1.0/24", "fd00:10:244:1::/64"))
     assert ipam.allocate("a", "10.244.1.77, fd00:10:244:1::77") == ("10.244.1.77", "fd00:10:244:1::77")

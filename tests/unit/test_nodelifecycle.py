@@ -8,7 +8,7 @@ from pretended import drive, make_plane
 from testbed.cluster.clock import ManualClock
 from testbed.cluster.controlplane import ControlPlane
 from testbed.control import nodelifecycle
-from testbed.control.nodelifecycle import NOT_READY, UNREACHABLE, UNWIRED, conditions, eviction_time, taints
+from testbed.control.nodelifecycle import NOT_READY, UNREACHABLE, conditions, eviction_time, taints
 
 NOW = 1_000_000_000.0
 LATER = "2001-09-09T01:47:40Z"
@@ -32,13 +32,15 @@ def test_a_silent_node_is_unknown_in_all_that_its_kubelet_says():
     assert unknown[-1] == {"type": "Own", "status": "True"}
 
 
-def test_a_node_without_network_is_not_ready_and_says_why() -> None:
-    found = {each["type"]: each for each in conditions([], True, NOW, NOW, UNWIRED)}
-    ready = found.pop("Ready")
-    assert (ready["status"], ready["reason"], ready["message"]) == ("False", "KubeletNotReady", UNWIRED)
-    assert {each["status"] for each in found.values()} == {"False"}
-    silent = {each["type"]: each["status"] for each in conditions([], False, NOW, NOW, UNWIRED)}
-    assert silent["Ready"] == "Unknown"
+def test_a_node_whose_runtime_has_no_network_is_not_ready_while_it_lives():
+    known = conditions([], True, NOW, NOW)
+    ill = {c["type"]: c for c in conditions(known, True, NOW, NOW + 60, "no network")}
+    ready = ill.pop("Ready")
+    assert (ready["status"], ready["reason"], ready["message"]) == ("False", "KubeletNotReady", "no network")
+    assert ready["lastTransitionTime"] == LATER
+    assert {c["status"] for c in ill.values()} == {"False"}
+    silent = conditions(known, False, NOW, NOW + 60, "no network")
+    assert {c["message"] for c in silent} == {nodelifecycle.STOPPED}
 
 
 @pytest.mark.parametrize(("status", "key"), [("Unknown", UNREACHABLE), ("False", NOT_READY)])
@@ -140,6 +142,46 @@ def test_a_node_that_speaks_again_is_ready_without_taints_and_so_are_its_pods():
         for entry in pod["status"]["conditions"]
         if entry["type"] == "Ready"
     )
+
+
+def test_a_node_without_a_network_takes_no_pods_keeps_those_it_has_and_may_fall_silent():
+    plane = alive_plane(workload("Deployment", "web", replicas=2))
+
+    def events() -> list[tuple[str, str]]:
+        return [
+            (event["reason"], event["source"]["component"])
+            for event in plane.store.list("Event")
+            if event["involvedObject"]["name"] == "node-1"
+        ]
+
+    plane.network_status("node-1", "no network")
+    drive(plane)
+    assert ready_of(plane, "node-1") == "False"
+    assert events()[-1] == ("NodeNotReady", "kubelet")
+    taints_there = plane.store.get("Node", "", "node-1")["spec"]["taints"]
+    assert {(taint["key"], taint["effect"]) for taint in taints_there} == {
+        (NOT_READY, "NoSchedule"),
+        (NOT_READY, "NoExecute"),
+    }
+    assert all(
+        entry["status"] == "True"
+        for pod in plane.store.list("Pod")
+        for entry in pod["status"]["conditions"]
+        if entry["type"] == "Ready"
+    )
+    web = plane.store.get("Deployment", "default", "web")
+    plane.store.update({**web, "spec": {**web["spec"], "replicas": 4}})
+    drive(plane)
+    assert nodes_of(plane) == ["node-1", "node-2", "node-2", "node-2"]
+    pause(plane, 60, "node-2")
+    assert ready_of(plane, "node-1") == "Unknown"
+    pause(plane, 1, "node-1", "node-2")
+    assert ready_of(plane, "node-1") == "False"
+    plane.network_status("node-1", "")
+    drive(plane)
+    assert ready_of(plane, "node-1") == "True"
+    assert events()[-1] == ("NodeReady", "kubelet")
+    assert "taints" not in plane.store.get("Node", "", "node-1")["spec"]
 
 
 def test_pods_leave_a_silent_node_when_their_time_is_over_and_are_replaced():

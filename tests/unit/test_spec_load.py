@@ -166,6 +166,22 @@ def test_weave_has_its_own_pod_range(monkeypatch: pytest.MonkeyPatch) -> None:
     assert texts(load("spec: {network: {dataplane: {name: weave}}}").network.pod_cidrs) == ["10.32.0.0/12"]
 
 
+@pytest.mark.parametrize("dataplane", ["calico", "weave"])
+def test_where_pods_share_a_pool_nodes_need_no_ranges_of_their_own(dataplane: str) -> None:
+    def ranges(more: str) -> list[list[str]]:
+        network = f"{{dataplane: {{name: {dataplane}}}, {more}}}"
+        loaded = load(f"spec: {{nodes: {{count: 2}}, network: {network}}}")
+        assert_reloads(loaded)
+        return [texts(node.pod_cidrs) for node in loaded.nodes]
+
+    assert ranges("podCIDR: 10.244.0.0/26") == [[], []]
+    assert ranges("podCIDR: 10.244.0.0/26, nodeMask: 27") == [["10.244.0.32/27"], []]
+    assert ranges("podCIDR: 10.244.0.0/16, nodeMask: 31") == [["10.244.0.2/31"], ["10.244.0.4/31"]]
+    with pytest.raises(InputError, match=r"nodeMask: /33 leaves no room"):
+        ranges("podCIDR: 10.244.0.0/16, nodeMask: 33")
+    assert ranges("podCIDR: 10.244.0.0/16") == [["10.244.1.0/24"], ["10.244.2.0/24"]]
+
+
 def test_clocks_are_seconds() -> None:
     clocks = load("spec: {kubelet: {nodeMonitorGracePeriod: 1m30s, syncFrequency: 60}}").kubelet
     assert clocks == {"nodeMonitorGracePeriod": 90.0, "syncFrequency": 60.0}

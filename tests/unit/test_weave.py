@@ -18,7 +18,7 @@ from testbed.cluster.apply import apply
 from testbed.cluster.reconcile import diff
 from testbed.control.ipam import AllocationError, Held
 from testbed.control.snapshot import ClusterFacts, Container, ContainerPort, Node, Pod, Snapshot
-from testbed.dataplane import dataplanes
+from testbed.dataplane import dataplanes, needs_of
 from testbed.dataplane.portmap import chain_name, compile_ports
 from testbed.dataplane.weave.names import SYMBOLS, peer_name, short
 from testbed.dataplane.weave.npc import EGRESS, MAIN, Npc
@@ -159,7 +159,7 @@ def test_kept_peer_that_left_owns_what_it_did_until_it_is_removed() -> None:
     for k in range(6):
         made.allocate("a", f"p{k}")
     with pytest.raises(
-        AllocationError, match=r"^waiting for IP range grant from peers: b 7 IPs - unreachable!"
+        AllocationError, match=r"waiting for IP range grant from peers: b 7 IPs - unreachable!"
     ):
         made.allocate("a", "q")
     made.forget("b")
@@ -223,6 +223,12 @@ def test_asked_address_has_to_be_the_peers_own() -> None:
     assert made.allocate("a", "p", "10.33.0.7") == ("10.33.0.7",)
     with pytest.raises(AllocationError, match="owned by other peer b"):
         made.allocate("a", "q", "10.41.0.7")
+    with pytest.raises(AllocationError, match="cannot have more than one IPv4 address"):
+        made.allocate("a", "r", "10.32.0.3,10.32.0.4")
+    with pytest.raises(
+        AllocationError, match=r"^unable to allocate IP address: fd00::1 is not an address of"
+    ):
+        made.allocate("a", "r", "fd00::1")
     with pytest.raises(AllocationError, match="not an address of"):
         made.allocate("a", "q", "192.168.1.1")
 
@@ -407,3 +413,11 @@ def test_host_port_is_marked_from_the_whole_range() -> None:
     web = replace(A1, containers=(Container("c", "x", ports=(port,)),))
     rules = compile_ports(compiled(web), NODES[0], [web]).chains["ipv4", "nat", chain_name(web)].rules
     assert rules[0] == "-s 10.32.0.0/12 -p tcp -m tcp --dport 8080 -j CNI-HOSTPORT-SETMARK"
+
+
+def test_only_the_kernels_own_datapath_needs_vxlan_of_the_kernel() -> None:
+    weave = dataplanes.get("weave")
+    assert "vxlan" in needs_of(weave, {})
+    assert "vxlan" not in needs_of(weave, {"mode": "sleeve"})
+    by_ovs = needs_of(weave, {"datapath": "ovs"})
+    assert ("vxlan" in by_ovs, "openvswitch-switch" in by_ovs) == (False, True)

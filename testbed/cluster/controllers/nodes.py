@@ -26,8 +26,7 @@ class Nodes:
         self._store, self._clock, self._recorder = store, clock, recorder
         self.clocks = {**nodelifecycle.CLOCKS, **clocks}
         self._heard: dict[str, float] = {}  # node → when it last said something
-        self.unwired: dict[str, str] = {}
-        """Node → what its runtime's network lacks, so that its kubelet is not ready."""
+        self._networks: dict[str, str] = {}  # node → why its runtime has no network
         self._due_nodes: dict[str, None] = {}
         self._due_pods: dict[str, None] = {}
         self._pods: defaultdict[str, dict[str, Name]] = defaultdict(dict)  # node → its pods by uid
@@ -48,19 +47,21 @@ class Nodes:
             self._watching = True
             self._clock.later(self.clocks["nodeMonitorPeriod"], self._look)
 
-    def wired(self, node: str, problem: str) -> None:
-        """What a node's network lacks from now on; "": nothing."""
-        self.unwired.pop(node, None)
-        if problem:
-            self.unwired[node] = problem
+    def network_status(self, node: str, problem: str) -> None:
+        """A node's runtime has no network, or ("") has one again."""
+        self._networks[node] = problem
         self._due_nodes[node] = None
+
+    def lacks_network(self, node: str) -> bool:
+        """Whether a node's runtime has no network."""
+        return bool(self._networks.get(node))
 
     def _look(self) -> None:
         """Look which nodes have been silent for too long, again and again."""
         silent = self._clock.now() - self.clocks["nodeMonitorGracePeriod"]
         for node, heard in self._heard.items():
             found = self._store.find("Node", "", node)
-            if heard <= silent and found is not None and nodelifecycle.ready(found) == "True":
+            if heard <= silent and found is not None and nodelifecycle.ready(found) in ("True", "False"):
                 self._due_nodes[node] = None
         self._clock.later(self.clocks["nodeMonitorPeriod"], self._look)
 
@@ -85,7 +86,7 @@ class Nodes:
                     del self._tainted[name]
             if event.type == "DELETED":
                 self._heard.pop(name, None)
-                self.unwired.pop(name, None)
+                self._networks.pop(name, None)
 
     def _observe_pod(self, event: Event) -> None:
         metadata, node = event.object["metadata"], event.object["spec"].get("nodeName")
@@ -116,22 +117,23 @@ class Nodes:
             return
         now, heard = self._clock.now(), self._heard[name]
         alive = heard > now - self.clocks["nodeMonitorGracePeriod"]
-        problem = self.unwired.get(name, "")
-        before, ready = nodelifecycle.ready(node), alive and not problem
+        before = nodelifecycle.ready(node)
         status = node.get("status") or {}
-        conditions = nodelifecycle.conditions(status.get("conditions") or (), alive, heard, now, problem)
+        network = self._networks.get(name, "")
+        conditions = nodelifecycle.conditions(status.get("conditions") or (), alive, heard, now, network)
         node = self._store.update_status({**node, "status": {**status, "conditions": conditions}})
         taints = nodelifecycle.taints(node, now)
         if taints != (node["spec"].get("taints") or []):
             spec = {key: value for key, value in node["spec"].items() if key != "taints"}
             node = {**node, "spec": {**spec, **({"taints": taints} if taints else {})}}
             self._store.update(node, trusted=True)
-        if ready == (before == "True"):
+        after = nodelifecycle.ready(node)
+        if after == before or (not alive and before != "True"):
             return
-        state = "NodeReady" if ready else "NodeNotReady"
+        state = "NodeReady" if after == "True" else "NodeNotReady"
         text = f"Node {name} status is now: {state}"
         self._recorder.record(node, "Normal", state, text, "kubelet" if alive else "node-controller")
-        if not alive:
+        if not alive:  # what a kubelet says of its pods itself stands
             for pod in self._pods_on(name):
                 self._not_ready(pod)
 

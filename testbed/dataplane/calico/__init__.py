@@ -37,11 +37,12 @@ from testbed.dataplane.calico.names import (
     vtep_mac,
 )
 from testbed.dataplane.calico.options import PARAMETERS, Options
+from testbed.dataplane.calico.rules import CHAIN_PREFIX, HASH_PREFIX, SET_PREFIXES
 from testbed.dataplane.fitting import refuse_unknown
 from testbed.dataplane.plugins import UPLINK
 from testbed.errors import InputError, Problem
 from testbed.policy import Enforcer
-from testbed.spec.params import Param
+from testbed.spec.params import Param, read
 from testbed.state import (
     Address,
     Daemon,
@@ -53,6 +54,7 @@ from testbed.state import (
     NodeState,
     PodState,
     Route,
+    Upkeep,
     Vxlan,
 )
 
@@ -71,6 +73,7 @@ class Calico:
     names_all_pods = False
     spares_own_node = False
     underlay_routes = False
+    pools_addresses = True
 
     def compile(self, snapshot: Snapshot, node: Node) -> NodeState:
         """The node's ends of its pods' links, its tunnel and its routes, its BIRD, and its pods' netns."""
@@ -93,6 +96,19 @@ class Calico:
         daemons = {bird.NAME: bird.daemon(snapshot, node, options)} if options.bgp else {}
         return NodeState(netns, {pod.uid: _pod(pod, options.mtu) for pod in pods}, daemons=daemons)
 
+    def upkeep(self, options: Mapping[str, Any]) -> tuple[Upkeep, ...]:
+        """Felix looks after its rules, its sets, its VXLAN's peers, and its routes: on pods' host ends, on
+        its VXLAN, and of its protocol (``felix/routetable/ownershippol/main_route_table_policy.go``)."""
+        values = read(PARAMETERS, options)
+        rules, sets, routes = (values[f"{what}RefreshInterval"] for what in ("iptables", "ipsets", "route"))
+        return (
+            Upkeep("chains", rules, (CHAIN_PREFIX,), comment=HASH_PREFIX, exclusive=True),
+            Upkeep("ipsets", sets, SET_PREFIXES),
+            Upkeep("routes", routes, (PREFIX, *VXLAN.values()), protocols=(PROTO,), exclusive=True),
+            Upkeep("neighbours", routes, tuple(VXLAN.values())),
+            Upkeep("fdb", routes, tuple(VXLAN.values())),
+        )
+
     def more_needs(self, options: Mapping[str, Any]) -> frozenset[str]:
         """Of the mode: IP in IP needs the kernel's own device, or programs in its place."""
         if options.get("vxlanMode", "Never") != "Never":
@@ -110,10 +126,12 @@ class Calico:
         }
 
     def ipam(self, facts: ClusterFacts) -> Ipam:
-        """Blocks of the pools. Raises InputError for reflectors that would leave nodes without any peer."""
+        """Blocks of the pools. Raises InputError for pools smaller than a block, and for reflectors that
+        would leave nodes without any peer."""
         options = Options.of(facts)
         _check_reflectors(facts, options)
         sizes = dict(zip((4, 6), options.block_sizes, strict=True))
+        _check_pools(facts, sizes)
         pools = [Pool(cidr, sizes[ip_network(cidr).version]) for cidr in facts.pod_cidrs]
         encapsulated = {version: options.encapsulation(version) for version in options.versions}
         tunnels = {version: OWN[how][version] for version, how in encapsulated.items() if how}
@@ -268,6 +286,15 @@ def _to_peer(snapshot: Snapshot, node: Node, peer: Node, options: Options, versi
     if how == "vxlan" and tunnelled and own is not None:
         scope = "link" if version == 4 else "global"
         yield Route(str(ip_network(own)), dev=VXLAN[version], proto=PROTO, scope=scope)  # type: ignore[arg-type]
+
+
+def _check_pools(facts: ClusterFacts, sizes: Mapping[int, int]) -> None:
+    """Raises InputError for those that upstream refuses, too (``libcalico-go/lib/clientv3/ippool.go``)."""
+    for pool in map(ip_network, facts.pod_cidrs):
+        if pool.prefixlen > (size := sizes[pool.version]):
+            name = "blockSize" if pool.version == 4 else "blockSizeV6"
+            message = f"{pool} is smaller than a block: {name} is /{size}, and a pool has to be at least that"
+            raise InputError([Problem(message, path="spec.network.podCIDR")])
 
 
 def _check_reflectors(facts: ClusterFacts, options: Options) -> None:

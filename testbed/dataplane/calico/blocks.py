@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
-from testbed.control.ipam import NOTHING, AllocationError, Held
+from testbed.control.ipam import NOTHING, AllocationError, Held, asked_addresses
 
 Network = IPv4Network | IPv6Network
 
@@ -40,11 +40,11 @@ class _Block:
 
 
 class Pool:
-    """One family's range. length: prefix length of its blocks."""
+    """One family's range. length: prefix length of its blocks, at least that of the range."""
 
     def __init__(self, cidr: str, length: int) -> None:
         self.network: Network = ip_network(cidr)
-        self.length = max(length, self.network.prefixlen)
+        self.length = length
         self.size = 1 << (self.network.max_prefixlen - self.length)
         self.count = 1 << (self.length - self.network.prefixlen)
         self._blocks: dict[int, _Block] = {}
@@ -177,16 +177,13 @@ class BlockIpam:
         """See ``Ipam``."""
         if owner in self._ips:
             raise AllocationError(f"{owner} has been allocated, duplicate allocation is not allowed")
-        wanted: dict[int, str] = {
-            ip_address(text.strip()).version: text.strip() for text in asked.split(",") if text.strip()
-        }
+        wanted = asked_addresses(asked)
         got: list[str] = []
         try:
             for version, pool in self._pools.items():
                 this = wanted.pop(version, "")
                 if this:
                     block = pool.take_this(node, owner, this)
-                    this = str(ip_address(this))
                 else:
                     this, block = pool.take(node, owner)
                 got.append(this)

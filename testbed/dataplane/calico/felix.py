@@ -15,6 +15,7 @@ Sources: projectcalico/calico ``felix/rules/{static,endpoints,dispatch,policy,na
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha3_224
 from ipaddress import ip_network
@@ -76,7 +77,6 @@ from testbed.policy.members import of_family
 from testbed.policy.plan import (
     CUT,
     DIRECTIONS,
-    Match,
     PerPolicy,
     Plan,
     PlannedPolicy,
@@ -102,6 +102,8 @@ NEIGHBOURS = (130, 131, 132, 133, 135, 136)
 """Types of ICMPv6 that a router needs of pods: ``ICMPv6Filter``."""
 RETURN_STRIDE = 5
 """Policies of a group between two looks at whether one decided."""
+MOST_PORTS = 15
+"""That one match of multiport takes."""
 IPIP_PROTOCOL = "4"
 MASQ_POOLS, ALL_POOLS, ALL_HOSTS, VXLAN_HOSTS = (
     "masq-ipam-pools",
@@ -416,8 +418,10 @@ def policy_chain(planned: PlannedPolicy, family: Family) -> Chain:
     """The rules of a policy in one direction: each that matches sets a mark and ends the chain, or drops."""
     rules: list[Rule] = []
     for rule in planned.rules:
-        for match in rule.matches:
-            rules += _rules(planned, rule, match, family)
+        sources = tuple(dict.fromkeys((match.peer, match.addresses) for match in rule.matches))
+        for ports in by_protocol(rule.rule.ports):
+            for _, source in sources:
+                rules += _rules(planned, rule, source, ports, family)
     while rules and rules[-1].action.returns:
         rules.pop()
     kind = f"Kubernetes{planned.policy.kind}"
@@ -428,29 +432,90 @@ def policy_chain(planned: PlannedPolicy, family: Family) -> Chain:
     return chain(family, "filter", policy_chain_name(planned), rules)
 
 
-def _rules(planned: PlannedPolicy, rule: PlannedRule, match: Match, family: Family) -> Iterator[Rule]:
+@dataclass(frozen=True)
+class Ports:
+    """What of one protocol a rule is about. protocol: "" for any; numbers: what each match of multiport says;
+    named: named ports. Neither: all of it."""
+
+    protocol: str
+    numbers: tuple[str, ...] = ()
+    named: tuple[Port, ...] = ()
+
+
+def by_protocol(ports: tuple[Port, ...] | None) -> Iterator[Ports]:
+    """Ports as Calico has them: protocol by protocol, ports that touch as one range, 15 to a match.
+
+    Sources: libcalico-go ``lib/backend/k8s/conversion/conversion.go`` (k8sRuleToCalico, SimplifyPorts),
+    ``felix/rules/policy.go`` (SplitPortList).
+    """
+    if ports is None:
+        yield Ports("")
+        return
+    for protocol in sorted({port.protocol for port in ports}):
+        those = [port for port in ports if port.protocol == protocol]
+        numbers = [(port.first, port.last) for port in those if not port.name]
+        if ANY_PORT in numbers:
+            yield Ports(protocol.lower())
+            continue
+        named = tuple(dict.fromkeys(port for port in those if port.name))
+        yield Ports(protocol.lower(), tuple(_split(_joined(numbers))), named)
+
+
+def _joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """In order; those that overlap or touch are one."""
+    found: list[tuple[int, int]] = []
+    for first, last in sorted(ranges):
+        if found and first <= found[-1][1] + 1:
+            found[-1] = found[-1][0], max(found[-1][1], last)
+        else:
+            found.append((first, last))
+    return found
+
+
+def _split(ranges: Iterable[tuple[int, int]]) -> Iterator[str]:
+    """In portions that one match of multiport takes: a range counts as two ports."""
+    portion: list[str] = []
+    left = MOST_PORTS
+    for first, last in ranges:
+        size = 1 if first == last else 2
+        if size > left:
+            yield ",".join(portion)
+            portion, left = [], MOST_PORTS
+        portion.append(str(first) if first == last else f"{first}:{last}")
+        left -= size
+    if portion:
+        yield ",".join(portion)
+
+
+def _rules(
+    planned: PlannedPolicy, rule: PlannedRule, source: Source | None, ports: Ports, family: Family
+) -> Iterator[Rule]:
+    """As ``ProtoRuleToIptablesRules`` has it: what one rule cannot say is said before it, by a mark."""
     side = "src" if planned.direction == "Ingress" else "dst"
-    parts: list[Part] = []
-    port = match.port
-    if port is not None and port.protocol:
-        parts.append(is_protocol(port.protocol.lower()))
-    source = match.addresses
-    blocked = False
+    protocol = [is_protocol(ports.protocol)] if ports.protocol else []
+    numbers = [to_ports(each) for each in ports.numbers]
+    named = [in_set(source_set(each, family), "dst,dst") for each in ports.named]
+    excepts: list[str] = []
     if isinstance(source, Block):
         excepts = [each for each in source.excepts if network(each).version == version_of(family)]
-        if excepts:
-            blocked = True
-            yield when(do=set_masked_mark(SCRATCH0, SCRATCH0 | SCRATCH1))
-            for each in excepts:
-                yield when(net(side, str(network(each))), do=clear_mark(SCRATCH0))
+    several = len(numbers) + len(named) > 1
+    if several or excepts:
+        yield when(do=set_masked_mark(0 if several else SCRATCH0, SCRATCH0 | SCRATCH1))
+    if several:
+        for number in numbers:
+            yield when(*protocol, number, do=set_mark(SCRATCH0))
+        for name in named:
+            yield when(name, do=set_mark(SCRATCH0))
+    for each in excepts:
+        yield when(net(side, str(network(each))), do=clear_mark(SCRATCH0))
+    parts: list[Part] = [*protocol]
+    if isinstance(source, Block):
         parts.append(net(side, str(network(source.cidr))))
     elif source is not None:
         parts.append(in_set(source_set(source, family), side))
-    if port is not None and port.name:
-        parts.append(in_set(source_set(port, family), "dst,dst"))
-    elif port is not None and (port.first, port.last) != ANY_PORT:
-        parts.append(to_ports(str(port.first) if port.first == port.last else f"{port.first}:{port.last}"))
-    if blocked:
+    if not several:
+        parts += [*numbers, *named]
+    if several or excepts:
         parts.append(marked(SCRATCH0))
     mark, then = {
         "Accept": (ACCEPT_MARK, RETURN),

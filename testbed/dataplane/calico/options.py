@@ -12,6 +12,7 @@ from testbed.dataplane.calico.names import OVERHEAD, address
 from testbed.dataplane.plugins import on_segment
 from testbed.spec.fields import choice, flag
 from testbed.spec.params import Param, integer, read
+from testbed.units import parse_duration
 
 Encapsulation = Literal["", "vxlan", "ipip"]
 Mode = Literal["Never", "Always", "CrossSubnet"]
@@ -37,10 +38,14 @@ PARAMETERS: Mapping[str, Param] = {
     "routeReflectors": Param(_names, ()),
     "timers": Param(choice("calico", "fast"), "calico"),
     "endpointToHostAction": Param(choice("Accept", "Drop", "Return"), "Accept"),
+    "iptablesRefreshInterval": Param(parse_duration, 180.0),
+    "ipsetsRefreshInterval": Param(parse_duration, 90.0),
+    "routeRefreshInterval": Param(parse_duration, 90.0),
 }
 """vxlanMode, ipipMode, natOutgoing, blockSize: of the IPPool; mtu: of the underlay, where it is not the
 links' own; asNumber: of the BGPConfiguration; routeReflectors: nodes that reflect, in place of the mesh;
-timers: BGP's, as Calico leaves them or fast enough for a lesson; endpointToHostAction: felix's own."""
+timers: BGP's, as Calico leaves them or fast enough for a lesson; endpointToHostAction and the intervals
+(seconds, 0: never): of the FelixConfiguration (``felix/config/config_params.go``)."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,9 @@ from hashlib import sha224, sha256
 
 from testbed.state import Chain, Family, Table
 
+CHAIN_PREFIX, HASH_PREFIX, SET_PREFIXES = "cali-", "cali:", ("cali40", "cali60")
+"""What names of felix's chains, comments of its rules and names of its sets of either family begin with."""
+
 HASH_LENGTH, MAX_CHAIN, MAX_SET = 16, 28, 31
 
 ACCEPT_MARK, PASS_MARK, DROP_MARK = 0x10000, 0x20000, 0x40000
@@ -44,7 +47,7 @@ def unique_id(prefix: str, content: str) -> str:
 
 def set_name(family: Family, identity: str) -> str:
     """An ipset's name: ``cali40`` or ``cali60`` and its id, 31 characters at most."""
-    return (("cali40" if family == "ipv4" else "cali60") + identity)[:MAX_SET]
+    return (SET_PREFIXES[family == "ipv6"] + identity)[:MAX_SET]
 
 
 @dataclass(frozen=True)
@@ -253,7 +256,7 @@ def saved(chain: str, rules: Sequence[Rule]) -> tuple[str, ...]:
 
 def _saved(rule: Rule, digest: str) -> str:
     before, after = rule.saved
-    return f"{before}{_comment(f'cali:{digest}')}{after}"
+    return f"{before}{_comment(f'{HASH_PREFIX}{digest}')}{after}"
 
 
 def _place(head: str) -> int:

@@ -17,7 +17,7 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 from testbed.control.bandwidth import bandwidth
-from testbed.control.ipam import GivenByNodes, Ipam
+from testbed.control.ipam import ASKED, GivenByNodes, Ipam
 from testbed.control.snapshot import ClusterFacts, Node, Pod, Snapshot
 from testbed.dataplane import dataplanes
 from testbed.dataplane.cni import protocol
@@ -25,7 +25,7 @@ from testbed.dataplane.plugins import kubenet_masquerade, node_sysctls, peer_rou
 from testbed.dataplane.portmap import container_id
 from testbed.spec.fields import choice
 from testbed.spec.params import Param
-from testbed.state import NetnsState, NodeState, PodState, Sandbox
+from testbed.state import NetnsState, NodeState, PluginList, PodState, Sandbox
 
 PLUGIN_DIRECTORIES = ("/usr/lib/cni", "/opt/cni/bin")
 """Where Debian and everybody else have plugins."""
@@ -105,7 +105,7 @@ class Cni:
         pods = (*placed, *snapshot.unaddressed.get(node.name, ()))
         routes = peer_routes(snapshot, node) if options.get("routes", "podCIDR") == "podCIDR" else ()
         rules = kubenet_masquerade(snapshot.facts) if "nonMasqueradeCIDR" in options else ()
-        network = _network(snapshot.facts, node)
+        network, path = _network(snapshot.facts, node), _path(options)
         return NodeState(
             NetnsState(
                 routes={route.dst: route for route in routes},
@@ -113,7 +113,8 @@ class Cni:
                 chains={(chain.family, chain.table, chain.name): chain for chain in rules},
             ),
             {pod.uid: _pod(pod) for pod in placed},
-            sandboxes={pod.uid: _sandbox(pod, node, network, _path(options)) for pod in pods},
+            sandboxes={pod.uid: _sandbox(pod, node, network, path) for pod in pods},
+            plugins=PluginList(network, path),
         )
 
     def ipam(self, facts: ClusterFacts) -> Ipam:
@@ -198,7 +199,7 @@ def _capabilities(pod: Pod, node: Node) -> dict[str, Any]:
 
 def _asked(pod: Pod, node: Node) -> list[str]:
     """The addresses that a pod wants (``testbed/ip``), with the length of the node's range."""
-    texts = [text.strip() for text in pod.annotations.get("testbed/ip", "").split(",") if text.strip()]
+    texts = [text.strip() for text in pod.annotations.get(ASKED, "").split(",") if text.strip()]
     found = []
     for text in texts:
         try:

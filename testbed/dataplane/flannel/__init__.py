@@ -20,8 +20,8 @@ from testbed.control.ipam import HostLocal, Ipam
 from testbed.control.snapshot import ClusterFacts, Node, Snapshot
 from testbed.dataplane import dataplanes
 from testbed.dataplane.flannel.backend import Backend, Site, derived_mac
-from testbed.dataplane.flannel.routed import HostGateway, IpInIp
-from testbed.dataplane.flannel.rules import FORWARD, POSTROUTING, RESYNC_SECONDS, chains
+from testbed.dataplane.flannel.routed import ROUTE_CHECK_SECONDS, HostGateway, IpInIp
+from testbed.dataplane.flannel.rules import COMMENT, FORWARD, POSTROUTING, RESYNC_SECONDS, chains
 from testbed.dataplane.flannel.udp import ByProxy
 from testbed.dataplane.flannel.vxlan import ByVxlan
 from testbed.dataplane.flannel.wireguard import ByWireguard
@@ -30,7 +30,7 @@ from testbed.errors import InputError, Problem
 from testbed.spec import params
 from testbed.spec.fields import choice
 from testbed.spec.params import Param, integer
-from testbed.state import NodeState
+from testbed.state import NodeState, Upkeep
 
 SUBNET_FILE = "/run/flannel/subnet.env"
 
@@ -58,12 +58,16 @@ class Flannel:
     }
     enforces_policy = False
     underlay_routes = False
-    repaired = (POSTROUTING, FORWARD)
-    repair_seconds = RESYNC_SECONDS
 
     def more_needs(self, options: Mapping[str, Any]) -> frozenset[str]:
         """What the backend needs."""
         return BACKENDS[options.get("backend") or "vxlan"].needs
+
+    def upkeep(self, options: Mapping[str, Any]) -> tuple[Upkeep, ...]:
+        """flanneld looks after its rules and, with some backends, after its routes."""
+        devices = BACKENDS[options.get("backend") or "vxlan"].kept_routes
+        routes = (Upkeep("routes", ROUTE_CHECK_SECONDS, devices),) if devices else ()
+        return Upkeep("chains", RESYNC_SECONDS, (POSTROUTING, FORWARD), comment=COMMENT), *routes
 
     def compile(self, snapshot: Snapshot, node: Node) -> NodeState:
         """The node's bridge and pods, what its backend has there, and its rules."""

@@ -65,11 +65,14 @@ class Made:
 
 
 class Backend(Protocol):
-    """needs: capabilities beside those of all; parameters: its own options; carries_ipv6: or IPv4 alone."""
+    """needs: capabilities beside those of all; parameters: its own options; carries_ipv6: or IPv4 alone;
+    kept_routes: devices on which flanneld puts back a route that is gone; those of others stay away until the
+    peer's subnet is announced again."""
 
     needs: frozenset[str]
     parameters: Mapping[str, Param]
     carries_ipv6: bool
+    kept_routes: tuple[str, ...]
 
     def overhead(self, site: Site) -> int:
         """Bytes by which pods' packets must be smaller than those of the underlay."""

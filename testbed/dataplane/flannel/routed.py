@@ -16,6 +16,9 @@ from testbed.state import Ipip, Link, NetnsState, Route
 
 TUNNEL = "flannel.ipip"
 
+ROUTE_CHECK_SECONDS = 10.0
+"""How often missing routes come back; one that leads elsewhere stays (``route_network.go``: routeCheck)."""
+
 OVERHEAD = 20
 """Bytes: the outer header (``ipip.go``)."""
 
@@ -26,6 +29,7 @@ class HostGateway:
     needs: frozenset[str] = frozenset()
     parameters: Mapping[str, Param] = {}
     carries_ipv6 = True
+    kept_routes: tuple[str, ...] = (UPLINK,)
 
     def overhead(self, site: Site) -> int:
         """Nothing is added."""
@@ -47,6 +51,7 @@ class IpInIp:
     needs = frozenset({"ipip-tunnel"})
     parameters: Mapping[str, Param] = {"directRouting": Param(flag, False)}
     carries_ipv6 = False
+    kept_routes: tuple[str, ...] = (TUNNEL, UPLINK)
 
     def overhead(self, site: Site) -> int:
         """The outer header's."""

@@ -11,6 +11,9 @@ from testbed.state import Chain, Family
 MASQUERADED = "0x4000/0x4000"
 """kube-proxy's mark: it translates these itself."""
 
+COMMENT = "flanneld"
+"""What the comments of all its rules begin with."""
+
 POSTROUTING, FORWARD = "FLANNEL-POSTRTG", "FLANNEL-FWD"
 
 RESYNC_SECONDS = 5.0
@@ -23,8 +26,8 @@ def chains(facts: ClusterFacts, node: Node) -> Iterator[Chain]:
     for cluster in map(ip_network, facts.pod_cidrs):
         family: Family = "ipv4" if cluster.version == 4 else "ipv6"
         multicast = "224.0.0.0/4" if cluster.version == 4 else "ff00::/8"
-        masq = '-m comment --comment "flanneld masq"'
-        forward = '-m comment --comment "flanneld forward"'
+        masq = f'-m comment --comment "{COMMENT} masq"'
+        forward = f'-m comment --comment "{COMMENT} forward"'
         mine = own.get(cluster.version)
         if mine is None:
             continue

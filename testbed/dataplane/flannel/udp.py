@@ -26,6 +26,7 @@ class ByProxy:
     needs = frozenset({"tun"})
     parameters: Mapping[str, Param] = {}
     carries_ipv6 = False
+    kept_routes: tuple[str, ...] = ()
 
     def overhead(self, site: Site) -> int:
         """The outer headers'."""

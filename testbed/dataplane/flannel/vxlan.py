@@ -30,6 +30,7 @@ class ByVxlan:
         "directRouting": Param(flag, False),
     }
     carries_ipv6 = True
+    kept_routes: tuple[str, ...] = ()
 
     def overhead(self, site: Site) -> int:
         """That of the larger family."""

@@ -41,6 +41,7 @@ class ByWireguard:
         "persistentKeepaliveInterval": Param(integer(0, 65535), 0),
     }
     carries_ipv6 = True
+    kept_routes: tuple[str, ...] = ()
 
     def overhead(self, site: Site) -> int:
         """The same for both families."""

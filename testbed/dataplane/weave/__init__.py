@@ -93,7 +93,7 @@ class Weave:
     follow.
     """
 
-    needs: frozenset[str] = frozenset({"veth", "bridge", "br_netfilter", "vxlan", "iptables", "ipset"})
+    needs: frozenset[str] = frozenset({"veth", "bridge", "br_netfilter", "iptables", "ipset"})
     parameters: Mapping[str, Param] = {
         "mode": Param(choice("fastdp", "sleeve"), "fastdp"),
         "datapath": Param(choice("linux", "ovs"), "linux"),
@@ -109,6 +109,7 @@ class Weave:
     names_all_pods = True
     spares_own_node = True
     underlay_routes = False
+    pools_addresses = True
 
     def compile(self, snapshot: Snapshot, node: Node) -> NodeState:
         """The node's bridge, what leads to its peers, its pods, and the rules of masquerading."""
@@ -177,8 +178,11 @@ class Weave:
         return Ring(str(pod_range(facts)), facts.node_names, int(options["consensus"]))
 
     def more_needs(self, options: Mapping[str, Any]) -> frozenset[str]:
-        """Open vSwitch, for its datapath."""
-        return OVS_NEEDS if _by_ovs(read(self.parameters, options)) else frozenset()
+        """What carries frames: the kernel's VXLAN, or Open vSwitch; sleeve is a program of ours."""
+        values = read(self.parameters, options)
+        if _by_ovs(values):
+            return OVS_NEEDS
+        return frozenset() if values["mode"] == "sleeve" else frozenset({"vxlan"})
 
     def enforcer(self) -> Enforcer:
         """weave-npc."""

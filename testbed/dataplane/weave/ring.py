@@ -11,12 +11,12 @@ Sources: weave ``docs/ipam.md``, ``ipam/{allocator.go,ring/ring.go,space/space.g
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, ip_address, summarize_address_range
 
-from testbed.control.ipam import NOTHING, AllocationError, Held
+from testbed.control.ipam import NOTHING, AllocationError, Held, asked_addresses
 
 EXPOSED = "weave:expose"
 """What the bridge's address is for."""
@@ -126,7 +126,16 @@ class Ring:
     # --- addresses
 
     def allocate(self, node: str, owner: str, asked: str = "") -> tuple[str, ...]:
-        """See ``Ipam``: the lowest free address of the peer's own, or what another gives it."""
+        """See ``Ipam``: the lowest free address of the peer's own, or what another gives it.
+
+        Errors are the plugin's (``plugin/net/cni.go``).
+        """
+        try:
+            return (self._allocate(node, owner, asked_addresses(asked)),)
+        except AllocationError as error:
+            raise AllocationError(f"unable to allocate IP address: {error}") from error
+
+    def _allocate(self, node: str, owner: str, asked: Mapping[int, str]) -> str:
         if not self._parts:
             raise AllocationError(
                 f"no quorum: of {self._quorum} peers that have to agree {len(self._peers)} are there"
@@ -134,16 +143,15 @@ class Ring:
         if (node, owner) in self._numbers:
             raise AllocationError(f"{owner} has an address already")
         self._expose(node)  # a pod is of no use without its gateway
-        number = self._asked(node, asked) if asked else self._lowest(node)
-        return (self._take(node, owner, number),)
+        numbers = [self._asked(node, text) for text in asked.values()] or [self._lowest(node)]
+        return self._take(node, owner, numbers[0])
 
     def _take(self, node: str, owner: str, number: int) -> str:
         self._owners[number] = node, owner
         self._numbers[node, owner] = number
         return str(IPv4Address(number))
 
-    def _asked(self, node: str, asked: str) -> int:
-        text = asked.strip()
+    def _asked(self, node: str, text: str) -> int:
         number = int(ip_address(text))
         if ip_address(text) not in self.network or number in self._reserved:
             raise AllocationError(f"{text} is not an address of {self.network}")
