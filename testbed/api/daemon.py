@@ -95,7 +95,7 @@ async def _serve(context: DaemonContext, order: Order) -> None:
         *routes(runtime, measurements, membership),
         *policy_routes.routes(runtime, measurements),
         *fault_routes.routes(faults),
-        *node_routes.routes(membership),
+        *node_routes.routes(membership, faults),
     ]
     app = application(order.store, own)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)

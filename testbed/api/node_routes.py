@@ -6,11 +6,12 @@ from aiohttp import web
 
 from testbed.api.server import delete_options, json_body, placed
 from testbed.cluster.membership import Membership
+from testbed.faults.service import Faults
 from testbed.objects.kinds import BY_NAME
 from testbed.objects.status import ApiError
 
 
-def routes(membership: Membership) -> list[web.RouteDef]:
+def routes(membership: Membership, faults: Faults) -> list[web.RouteDef]:
     """All routes of the group; they stand before those of objects."""
 
     async def join(request: web.Request) -> web.Response:
@@ -26,7 +27,9 @@ def routes(membership: Membership) -> list[web.RouteDef]:
         addresses = (await json_body(request)).get("addresses")
         if not isinstance(addresses, list) or not all(isinstance(each, str) for each in addresses):
             raise ApiError.bad_request("addresses: must be a list of addresses")
-        return web.json_response(await membership.readdress(request.match_info["name"], addresses))
+        name = request.match_info["name"]
+        async with faults.none_on(name):  # faults know a node by the address that it had
+            return web.json_response(await membership.readdress(name, addresses))
 
     async def restart(request: web.Request) -> web.Response:
         await membership.restart(request.match_info["name"])

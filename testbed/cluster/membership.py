@@ -154,19 +154,25 @@ class Membership:
             machine = self._readdressed(name, addresses)
             had = worker.applied
             self._runtime.crash(name)
-            while worker.alive:  # which ends with the process that was killed
-                await asyncio.sleep(0.01)
+            await self._runtime.gone(worker)
+            others: asyncio.Future[list[str]] | None = None
             try:
                 await self._empty(name, had)
                 await self._runtime.readdress(name, with_prefix(machine.addresses, machine.subnets))
                 self._machines[name] = machine
                 written = self._plane.clock.now()
                 node = self._plane.readdress(name, view.addresses(machine))
+                self._started(node)
                 change = self._change(name, "readdressed", written)
                 others = self._following(change, [each for each in self._plane.workers if each != name])
                 await self._runtime.tell_routers()
-            finally:
                 await self._runtime.boot(name)
+            except BaseException:
+                if others is not None:
+                    others.cancel()
+                if not self._plane.workers[name].alive:
+                    await self._runtime.boot(name)
+                raise
             itself = self._following(change, [name])
             self._refuse_late(change, [*await others, *await itself])
         return node
@@ -178,15 +184,21 @@ class Membership:
         Raises ApiError, NotConverged.
         """
         async with self._changing:
-            self._plane.store.get("Node", "", name)
+            node = self._plane.store.get("Node", "", name)
             self._reached(name).restart()
+            self._started(node)
             change = self._change(name, "restarted", self._plane.clock.now())
             self._refuse_late(change, await self._following(change, [name]))
+
+    def _started(self, node: Object) -> None:
+        """Have an event say what kube-proxy says when it starts (``cmd/kube-proxy/app/server.go``)."""
+        self._plane.recorder.record(node, "Normal", "Starting", "", "kube-proxy")
 
     def _reached(self, name: str) -> NodeWorker:
         """Who works for a node. Raises ApiError where its agent does not answer."""
         worker = self._plane.workers.get(name)
-        if worker is None or not worker.alive or worker.paused:
+        crashed = name in self._runtime.crashed
+        if worker is None or crashed or not worker.alive or worker.paused:
             raise ApiError.conflict(KIND, name, "its agent does not answer: heal its fault first")
         return worker
 
@@ -202,6 +214,8 @@ class Membership:
             needs = " and ".join(f"one IPv{version}" for version in has)
             raise ApiError.bad_request(f"addresses: node {name} has {needs} address, not {len(addresses)}")
         for address in wanted.values():
+            if getattr(address, "scope_id", None):
+                raise ApiError.bad_request(f"addresses: {address}: a node's address has no scope")
             if not any(is_host(address, subnet) for subnet in machine.subnets):
                 ranges = ", ".join(map(str, machine.subnets))
                 raise ApiError.bad_request(f"addresses: {address} is no host address of {ranges}")

@@ -223,6 +223,29 @@ def diff(old: NodeState | None, new: NodeState) -> tuple[Change, ...]:
     return tuple(changes)
 
 
+REPLACED = ("chains", *NFT_PARTS, "routes", "neighbours", "fdb", "sysctls")
+"""Parts in which an entry can be set over one that is there."""
+_KNOWN = ("links", "addresses", "peers", "virtual_servers", "real_servers")
+
+
+def restarted(applied: NodeState, found: NetnsState) -> NodeState:
+    """What of what was applied counts as still there when those who set it start anew, which set again all
+    that they do not find. found: what the kernel has. Pods, and what shapes their traffic, are not theirs.
+    """
+    was = applied.netns
+    parts: dict[str, Any] = {part: {} for part in REPLACED}
+    for part in _KNOWN:
+        there = getattr(found, part)
+        parts[part] = {key: value for key, value in getattr(was, part).items() if key in there}
+    parts["ipsets"] = {
+        name: msgspec.structs.replace(found.ipsets[name], members=one.members)
+        for name, one in was.ipsets.items()
+        if name in found.ipsets
+    }
+    netns = msgspec.structs.replace(was, **parts)
+    return msgspec.structs.replace(applied, netns=netns, daemons={}, files={})
+
+
 def _change(where: str, add: NetnsState, remove: NetnsState) -> list[Change]:
     return [ChangeNetns(where, add, remove)] if add != NetnsState() or remove != NetnsState() else []
 

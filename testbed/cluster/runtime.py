@@ -35,7 +35,7 @@ from testbed.cluster.outside import serve_zone
 from testbed.cluster.worker import NodeWorker
 from testbed.control.snapshot import Router, Snapshot
 from testbed.dataplane import Repairing, dataplanes
-from testbed.errors import TestbedError
+from testbed.errors import NotConverged, TestbedError
 from testbed.kernel.channel import MAX_FDS, AsyncChannel, ChannelClosed, socket_pair
 from testbed.objects.status import ApiError
 from testbed.spec.model import ClusterSpec
@@ -55,8 +55,8 @@ ROUTER = "router "
 ROUTER_BACKOFF = 1.0
 """Seconds after which one that ended is started again."""
 
-ENDS_WITHIN = 1.0
-"""Seconds in which the zygote tells of the end of a process whose channel is closed."""
+ENDS_WITHIN = 10.0
+"""Seconds in which a process that was killed is gone, or the zygote tells of one whose channel is closed."""
 
 HOST_ENV = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -252,8 +252,8 @@ class Runtime:
         """End the agent of a machine that is no node any more."""
         self.crash(node)
         worker = self.plane.dismiss(node)
-        while worker is not None and worker.alive:  # which ends with the process that was killed
-            await asyncio.sleep(0.01)
+        if worker is not None:
+            await self.gone(worker)
         sandboxes.forget(node)
         self.plane.worker_done()
 
@@ -263,6 +263,14 @@ class Runtime:
         """Kill a node's agent, and with it its pods and all that it runs; the node's own netns stays."""
         if (pid := self._pids.pop(f"agent {node}", None)) is not None:
             os.kill(pid, signal.SIGKILL)
+
+    async def gone(self, worker: NodeWorker) -> None:
+        """Wait until an agent that was killed is gone, and its channel with it. Raises NotConverged."""
+        until = time.monotonic() + patient(ENDS_WITHIN)
+        while worker.alive:
+            if time.monotonic() > until:
+                raise NotConverged(f"{_agent_of(worker.name)} has ended", patient(ENDS_WITHIN))
+            await asyncio.sleep(0.01)
 
     async def boot(self, node: str) -> None:
         """Start an agent for a node that crashed, whose netns holds nothing any more. Raises TestbedError."""

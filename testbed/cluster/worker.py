@@ -24,10 +24,12 @@ from testbed.cluster.messages import (
     ListConnections,
     MarkConnections,
     NamesFed,
+    NetnsRead,
     NetworkStatus,
     PodChanged,
     PodEnded,
     PodEvent,
+    ReadNetns,
     RulesLost,
     RunDaemons,
     SandboxFailed,
@@ -36,7 +38,7 @@ from testbed.cluster.messages import (
     WantNames,
 )
 from testbed.cluster.naming import Naming
-from testbed.cluster.reconcile import NFT_PARTS, diff
+from testbed.cluster.reconcile import NFT_PARTS, diff, restarted
 from testbed.errors import TestbedError
 from testbed.kernel.channel import AsyncChannel, ChannelClosed
 from testbed.state import NODE, ContainerState, NetnsState, NodeState
@@ -45,9 +47,6 @@ log = logging.getLogger(__name__)
 
 News = PodChanged | PodEvent | PodEnded | SandboxReady | SandboxFailed | SandboxGone | NetworkStatus
 """What an agent says unasked of its pods, and of what they need."""
-
-LOOKED_AFTER = ("routes", "neighbours", "fdb")
-"""What a dataplane's agent sets when it starts, beside rules, whatever it finds; devices stay."""
 
 RETRY_SECONDS = 1.0
 """How long after a failed apply the node is looked at again."""
@@ -268,6 +267,13 @@ class NodeWorker:
         self._restarts = True
         self.forget_rules()
 
+    async def _found(self) -> NetnsState:
+        """What the kernel has in the node's own netns. Raises TestbedError."""
+        answer, _ = await self.channel.request(ReadNetns(self.channel.new_id(), NODE))
+        if not isinstance(answer, NetnsRead):
+            raise TestbedError(getattr(answer, "message", f"unexpected answer {type(answer).__name__}"))
+        return answer.state
+
     def _tell(self, problem: str) -> None:
         """Say once that something is wrong with the node, and once that it no longer is."""
         if problem != self._problem:
@@ -278,15 +284,14 @@ class NodeWorker:
         begun = time.monotonic()
         desired = self._plane.desired(self.name)
         ended: tuple[Change, ...] = ()
-        if self._rules_lost:
-            parts = ("chains", *NFT_PARTS, *(LOOKED_AFTER if self._restarts else ()))
-            lost: dict[str, Any] = {part: {} for part in parts}
+        if self._restarts:
+            ended = (RunDaemons({}),) if self._applied.daemons else ()
+            self._applied = restarted(self._applied, await self._found())
+        elif self._rules_lost:
+            lost: dict[str, Any] = {part: {} for part in ("chains", *NFT_PARTS)}
             netns = msgspec.structs.replace(self._applied.netns, **lost)
             self._applied = msgspec.structs.replace(self._applied, netns=netns)
-            if self._restarts and self._applied.daemons:
-                ended = (RunDaemons({}),)
-                self._applied = msgspec.structs.replace(self._applied, daemons={})
-            self._rules_lost = self._restarts = False
+        self._rules_lost = self._restarts = False
         changes = (*ended, *diff(self._applied, desired))
         if not changes and desired.netns is not self._applied.netns:
             # A look that finds nothing to change still is one: what an earlier one left for later is done.

@@ -133,12 +133,13 @@ class ClusterNet(Mininet):  # type: ignore[misc]
         if name not in self or not isinstance(self[name], ClusterHost):
             raise InputError(f"no such host in the fabric: {name}")
         host = self[name]
-        dev, old = host.intfList()[0].name, tuple(host.params.get("ips") or ())
+        old = tuple(host.params.get("ips") or ())
         moved = {_ip(before): _ip(after) for before, after in nodes.by_family(old, addresses)}
-        gone = [address for address in old if address not in addresses]
-        nodes.run(nodes.ip_batch(f"address delete {address} dev {dev}" for address in gone), host)
-        host.params["ips"] = list(addresses)
-        self._reconfigure(host)
+        try:
+            self._set_addresses(host, addresses)
+        except CommandFailed:
+            self._set_addresses(host, old)
+            raise
         work = []
         for other in self.hosts:
             routes = other.params.get("routes") or ()
@@ -148,6 +149,13 @@ class ClusterNet(Mininet):  # type: ignore[misc]
                 other.params["routes"] = led
                 work.append((other, nodes.ip_batch(lines)))
         nodes.run_all(work)
+
+    def _set_addresses(self, host: Node, addresses: Sequence[str]) -> None:
+        """Have a host's first interface have these and no others, whatever somebody made of it."""
+        dev = host.intfList()[0].name
+        nodes.run(nodes.ip_batch([f"address flush dev {dev} scope global"]), host)
+        host.params["ips"] = list(addresses)
+        self._reconfigure(host)
 
     def configLinkStatus(self, src: str, dst: str, status: str) -> None:
         """Bring the links between two nodes up or down (the CLI's ``link``).

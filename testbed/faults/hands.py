@@ -112,9 +112,8 @@ class Hands:
     async def boot(self, node: str) -> None:
         """Start an agent for a node that crashed; on one that has left meanwhile none begins. Raises
         TestbedError."""
-        while self.alive(node):  # which ends with the process that was killed
-            await asyncio.sleep(0.01)
-        if node in self.plane.workers:
+        if (worker := self.plane.workers.get(node)) is not None:
+            await self.runtime.gone(worker)
             await self.runtime.boot(node)
         del self.runtime.crashed[node]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,14 +10,22 @@ import msgspec
 from testbed.errors import NotConverged
 from testbed.faults.model import Ends, EndState, Fault, fault, told
 from testbed.faults.target import Scene, Target
-from testbed.state import MADE_ALONE, NodeState
+from testbed.state import NodeState
 from testbed.wait import patient
 
 if TYPE_CHECKING:
     from testbed.faults.hands import Hands
 
 GONE_WITHIN = 10.0
-"""Seconds in which the kernel removes the links of pods that were killed."""
+"""Seconds in which the kernel removes devices, and the links of pods that were killed."""
+
+UNDELETABLE = frozenset(
+    {
+        *("lo", "tunl0", "gre0", "gretap0", "erspan0", "ip_vti0"),
+        *("sit0", "ip6_vti0", "ip6tnl0", "ip6gre0"),
+    }
+)
+"""Devices that a netns has by itself, with fallback tunnels (``fb_tunnels_only_for_init_net``)."""
 
 
 @fault("node-crash")
@@ -85,26 +92,28 @@ async def empty(hands: Hands, node: str, applied: NodeState) -> None:
     """Remove from a node's netns what was applied there: rules, sets, connections, devices, routes.
 
     Its agent has ended. What the fabric made (eth0 with its address and default route) stays: it is in the
-    node's configuration. Raises NotConverged where its pods' links stay.
+    node's configuration. Raises NotConverged where devices stay.
     """
-    had, until = applied.netns, time.monotonic() + patient(GONE_WITHIN)
-    while left := await _left_ends(hands, node, applied):  # the kernel removes a dead pod's netns when it can
+    had = applied.netns
+    links = ((end[:2], end[2:]) for end in hands.runtime.links)
+    own = {port for ends in links for host, port in ends if host == node} | UNDELETABLE
+    until = time.monotonic() + patient(GONE_WITHIN)
+    while left := sorted(await _devices(hands, node) - own):
         if time.monotonic() > until:
-            raise NotConverged(f"{node}: links of dead pods are gone", GONE_WITHIN, ", ".join(left))
-        await asyncio.sleep(0.01)
+            raise NotConverged(f"{node}: its devices are gone", GONE_WITHIN, ", ".join(left))
+        # One that goes by itself meanwhile, with its pod, cannot be deleted: -force goes on.
+        deletions = "".join(f"link delete {name}\n" for name in left)
+        await hands.run(node, ["ip", "-force", "-batch", "-"], deletions, fails=True)
     await flush(hands, node)
     for argv in (["ipvsadm", "-C"], ["ipset", "destroy"]):
         await hands.run(node, argv, fails=True)  # not installed, or none of it in the kernel
-    there = await _devices(hands, node)
-    made = [link for link in had.links.values() if link.kind in MADE_ALONE]
-    lines = [f"link delete {link.name}" for link in made if link.name in there]
-    lines += [f"address delete {each.address} dev {each.dev}" for each in had.addresses.values()]
+    lines = [f"address delete {each.address} dev {each.dev}" for each in had.addresses.values()]
     lines += [
         f"route delete {each.kind if each.kind != 'unicast' else ''} {each.dst}"
         for each in had.routes.values()
         if each.dst not in ("default", "default6")
     ]
-    lines += ["neighbour flush nud permanent"]
+    lines += ["neighbour flush all", "neighbour flush nud permanent"]
     # What stood on a device that is gone by now is gone with it: -force goes on.
     await hands.run(node, ["ip", "-force", "-batch", "-"], "".join(f"{line}\n" for line in lines), fails=True)
     await hands.run(node, ["conntrack", "-F"], fails=True)

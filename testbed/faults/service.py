@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 import msgspec
@@ -23,6 +24,7 @@ from testbed.faults.readback import changed_netns, unlike
 from testbed.faults.target import Scene, Target, Wanted, choose
 from testbed.kernel import capabilities
 from testbed.kernel.channel import ChannelClosed
+from testbed.objects.kinds import BY_NAME
 from testbed.objects.status import ApiError
 from testbed.objects.store import Event
 from testbed.state import NODE, NodeState
@@ -289,6 +291,20 @@ class Faults:
             record.healed, record.problem = now(), ""
             log.info("%s: healed", name)
             return _document(record)
+
+    @asynccontextmanager
+    async def none_on(self, node: str) -> AsyncIterator[None]:
+        """No fault is applied or healed meanwhile. Raises ApiError where one is about the node."""
+        async with self._lock:
+            for each in (*self._active.values(), *self._half.values()):
+                target = each.target
+                about = {one.name for one in (*target.nodes, *target.peers)}
+                about |= {pod.node for pod in target.pods}
+                about |= {host for link in target.links for host, _ in link.ends}
+                if node in about:
+                    text = f"{each.id} ({each.request.fault}) is about it: heal it first"
+                    raise ApiError.conflict(BY_NAME["Node"], node, text)
+            yield
 
     def node_changed(self, event: Event) -> None:
         """Where a node leaves the cluster, faults of what ran there end: what joins by its name is well."""

@@ -277,6 +277,46 @@ def test_network_of_a_node_that_is_restarted_has_again_what_somebody_took_away(
         assert (last["name"], last["node"]) == ("node-1", "node-1")
 
 
+WHAT_A_START_MENDS = {
+    "flannel": (["ip", "link", "delete", "flannel.1"],),
+    "calico": (["ipset", "flush"],),
+    "weave": (["ipset", "flush"], ["ip", "-4", "address", "flush", "dev", "weave"]),
+}
+
+
+@pytest.mark.parametrize("variant", WHAT_A_START_MENDS)
+def test_a_start_mends_devices_addresses_and_sets_too(variant: str, tmp_path: Path) -> None:
+    def shown() -> list[list[str]]:
+        asked = (["ip", "route"], ["ip", "-4", "-brief", "address"], ["ipset", "save"])
+        return [lines(ok(cluster.node("node-1"), *argv)) for argv in asked]
+
+    with up(variant, tmp_path, "mended") as cluster:
+        before = shown()
+        for argv in WHAT_A_START_MENDS[variant]:
+            ok(cluster.node("node-1"), *argv)
+        assert shown() != before
+        cluster.client.post("/apis/testbed/v1/nodes/node-1/restart", {})
+        assert shown() == before
+        eventually(lambda: all_reach(cluster), "all pods reach each other")
+
+
+def test_a_machine_boots_with_its_address_whatever_somebody_made_of_it_and_waits_for_faults(
+    tmp_path: Path,
+) -> None:
+    with up("flannel", tmp_path, "odd") as cluster:
+        ok(cluster.node("node-3"), "ip", "address", "flush", "dev", "eth0")
+        path = "/apis/testbed/v1/nodes/node-3/addresses"
+        cluster.client.post(path, {"addresses": ["192.168.100.33"]})
+        eventually(lambda: all_reach(cluster), "all pods reach each other again")
+        with (
+            cluster.fault("missing-fdb", "node-3"),
+            pytest.raises(RequestFailed, match=r"missing-fdb\) is about it: heal it first"),
+        ):
+            cluster.client.post(path, {"addresses": ["192.168.100.34"]})
+        cluster.client.post(path, {"addresses": ["192.168.100.34"]})
+        eventually(lambda: all_reach(cluster), "and again")
+
+
 def take_away(cluster: Cluster, name: str) -> int:
     """Delete the routes, neighbours and forwarding entries that a dataplane has set itself; how many."""
     node, gone = cluster.node(name), 0

@@ -283,6 +283,10 @@ def test_a_host_gets_other_addresses_and_is_reached_by_them_alone(tmp_path: Path
             net.readdress("node-1", ["192.168.100.33/24"])
         with pytest.raises(InputError, match="no such host in the fabric: s1"):
             net.readdress("s1", ["192.168.100.33/24"])
+        with pytest.raises(CommandFailed):
+            net.readdress("node-1", ["fd00::33%1/64", "192.168.100.33/24"])
+        assert reaches(net, "client", "192.168.100.11"), "it has what it had"
+        out(net, "node-1", "ip", "address", "flush", "dev", "eth0")
         net.readdress("node-1", ["fd00::33/64", "192.168.100.33/24"])
         found = [
             address["local"]

@@ -16,7 +16,7 @@ from testbed.cluster import worker as working
 from testbed.cluster.clock import LoopClock
 from testbed.cluster.controlplane import ControlPlane
 from testbed.cluster.membership import Membership
-from testbed.cluster.messages import Applied, Failed
+from testbed.cluster.messages import Applied, ChangeNetns, Failed, NetnsRead, ReadNetns
 from testbed.cluster.proxying import Change
 from testbed.cluster.worker import NodeWorker
 from testbed.control import view
@@ -29,7 +29,7 @@ from testbed.objects.status import ApiError
 from testbed.objects.store import Store
 from testbed.proxy import proxiers
 from testbed.spec.model import NodeSpec
-from testbed.state import NODE, NodeState
+from testbed.state import NODE, NetnsState, NodeState
 
 FACTS = ClusterFacts("cluster.local", ("10.244.0.0/16",), ("10.96.0.0/12",), ("192.168.100.0/24",), ())
 MACHINES = tuple(
@@ -49,6 +49,8 @@ class Agent:
     def __init__(self) -> None:
         self.closed, self.failing, self.asked = False, 0, 0
         self.whole = False
+        self.found = NetnsState()
+        self.changes: list[tuple[Any, ...]] = []
         self.go = asyncio.Event()
         self.go.set()
 
@@ -61,6 +63,9 @@ class Agent:
         await self.go.wait()
         if self.closed:
             raise ChannelClosed
+        if isinstance(message, ReadNetns):
+            return NetnsRead(0, self.found), []
+        self.changes.append(message.changes)
         if self.failing:
             self.failing -= 1
             return (Failed(0, "no") if self.whole else Applied(0, {NODE: "no"})), []
@@ -109,6 +114,9 @@ class Machines:
 
     def crash(self, node: str) -> None:
         self.agents[node].closed = True
+
+    async def gone(self, worker: NodeWorker) -> None:
+        assert not worker.alive
 
     async def boot(self, node: str) -> None:
         self.plane.rebooted(node)
@@ -423,6 +431,7 @@ def test_a_node_that_gets_another_address_keeps_its_pods_and_all_nodes_follow() 
         (["fd00::1"], "one IPv4 address"),
         (["192.168.100.33", "192.168.100.34"], "one IPv4 address"),
         (["192.168.100.x"], "does not appear"),
+        (["fd00::1%eth0"], "one IPv4 address"),
         (["192.168.101.3"], "no host address of 192.168.100.0/24"),
         (["192.168.100.255"], "no host address of 192.168.100.0/24"),
         (["192.168.100.1"], "already that of gateway"),
@@ -469,5 +478,37 @@ def test_a_machine_that_the_fabric_cannot_readdress_boots_with_what_it_had() -> 
         assert await machines.plane.settle(5)
         assert internal(machines.store.get("Node", "", "node-3")) == ["192.168.100.13"]
         assert machines.plane.workers["node-3"].alive
+
+    story(tell)
+
+
+def test_a_network_that_restarts_is_set_again_but_for_what_is_there_and_that_node_alone_follows() -> None:
+    async def tell(machines: Machines) -> None:
+        worker, agent = machines.plane.workers["node-3"], machines.agents["node-3"]
+        applied = worker.applied
+        agent.found = msgspec.structs.replace(applied.netns, chains={}, routes={})
+        before = {name: len(each.changes) for name, each in machines.agents.items()}
+        version = int(machines.store.resource_version)
+        await machines.membership.restart("node-3")
+        ((change,),) = agent.changes[before.pop("node-3") :]
+        assert isinstance(change, ChangeNetns)
+        assert (change.add.routes, change.add.chains) == (applied.netns.routes, applied.netns.chains)
+        assert (change.add.links, change.remove) == ({}, NetnsState())
+        assert worker.applied == applied
+        assert before == {name: len(machines.agents[name].changes) for name in before}
+        (followed,) = machines.membership.since(version)
+        assert (followed.change.what, followed.node) == ("restarted", "node-3")
+        worker.pause()
+        with pytest.raises(ApiError, match="does not answer"):
+            await machines.membership.restart("node-3")
+
+    story(tell)
+
+
+def test_a_node_without_power_is_not_readdressed() -> None:
+    async def tell(machines: Machines) -> None:
+        machines.crashed["node-3"] = NodeState()  # its agent was killed a moment ago
+        with pytest.raises(ApiError, match="does not answer"):
+            await machines.membership.readdress("node-3", ["192.168.100.33"])
 
     story(tell)

@@ -10,7 +10,7 @@ from node_states import NoTenants, host_end, netns, nodes, pod
 
 from testbed.cluster.apply import apply
 from testbed.cluster.messages import AddPods, Change, ChangeNetns, DeletePods, UpdatePod
-from testbed.cluster.reconcile import Conflict, diff, merge
+from testbed.cluster.reconcile import Conflict, diff, merge, restarted
 from testbed.errors import KernelRefused
 from testbed.kernel.fake import FakeKernel
 from testbed.rules.nft import fragment
@@ -18,6 +18,7 @@ from testbed.state import (
     NODE,
     Address,
     Chain,
+    IpSet,
     Link,
     NetnsState,
     NftChain,
@@ -357,3 +358,31 @@ def test_a_chain_that_gets_another_comment_has_its_table_made_anew() -> None:
 def test_a_table_goes_with_all_that_is_in_it() -> None:
     old = fragment([TABLE], [LOOKING, BASE], [SEEN])
     assert nft_changes(old, NetnsState()) == (NetnsState(), fragment([TABLE]))
+
+
+def test_after_a_restart_what_is_set_over_what_is_there_counts_as_gone_and_devices_as_found():
+    tunnel, bridge = (
+        Link("flannel.1", "vxlan", vxlan=Vxlan(1, 8472, "eth0", "192.168.100.11")),
+        Link("cni0", "bridge"),
+    )
+    one = IpSet("one", "hash:ip", entries=frozenset({"10.0.0.1"}), members="isolated")
+    other = IpSet("other", "hash:ip")
+    was = netns(
+        links=[tunnel, bridge],
+        addresses=[Address("flannel.1", "10.1.0.0/32"), Address("cni0", "10.1.0.1/24")],
+        routes=[Route("10.2.0.0/24", via="10.2.0.0", dev="flannel.1")],
+    )
+    was = msgspec.structs.replace(was, ipsets={"one": one, "other": other})
+    applied = NodeState(was, {"p": pod("p")}, files={"/run/flannel/subnet.env": "FLANNEL_MTU=1450"})
+    emptied = msgspec.structs.replace(one, entries=frozenset(), members="any")
+    there = netns(links=[bridge], addresses=[Address("cni0", "10.1.0.1/24")])
+    found = msgspec.structs.replace(there, ipsets={"one": emptied})
+    left = restarted(applied, found)
+    left_of_one = msgspec.structs.replace(one, entries=frozenset())
+    assert left.netns == msgspec.structs.replace(there, ipsets={"one": left_of_one})
+    assert (left.pods, left.files, left.daemons) == (applied.pods, {}, {})
+    (change, _) = diff(left, applied)
+    assert isinstance(change, ChangeNetns)
+    assert set(change.add.links) == {"flannel.1"}
+    assert change.add.ipsets == {"one": one, "other": other}
+    assert "other" not in change.remove.ipsets

@@ -43,8 +43,8 @@ class Node(Step, frozen=True, kw_only=True):
         context.note("node readdressed" if act == "readdress" else f"node {act}s", node=name)
         self._ask(context.cluster.client, act, name)
         changes = context.cluster.programming(of="nodes")["items"]
-        last = changes[-1]["version"], changes[-1]["what"]
-        seconds = max(each["seconds"] for each in changes if (each["version"], each["what"]) == last)
+        last = max(each["written"] for each in changes if each["name"] == name)
+        seconds = max(each["seconds"] for each in changes if each["written"] == last)
         context.note("nodes follow", node=name, seconds=seconds)
         context.report(f"  {name} {self.DONE[act]}; in force everywhere after {seconds:.2f} s")
 
