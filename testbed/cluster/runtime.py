@@ -9,6 +9,7 @@ import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -299,8 +300,9 @@ class Runtime:
     async def tell_routers(self) -> None:
         """Have the routers that run daemons run what the dataplane has for them now. Raises TestbedError."""
         for router, daemons in self.plane.router_daemons().items():
-            if router in self._routers:  # one that is started again gets them then
-                await self._run_on_router(router, self._routers[router], daemons)
+            if router in self._routers:
+                with suppress(ChannelClosed):  # one that is started again gets them then
+                    await self._run_on_router(router, self._routers[router], daemons)
 
     async def _start_routers(self) -> None:
         """Have the fabric's routers run the daemons that the dataplane has for them. Raises TestbedError."""
