@@ -50,7 +50,8 @@ def side_by_side(run: Run) -> str:
 def _started(run: Run) -> Iterator[Entry]:
     for event in run.events:
         if event.what == "cluster up" and event.detail.get("variant"):
-            yield "cluster up", "start", str(event.detail["variant"]), duration(float(event.detail["seconds"]))
+            seconds = float(event.detail["seconds"])
+            yield "cluster up", "start", str(event.detail["variant"]), duration(seconds)
 
 
 def _measured(run: Run) -> Iterator[Entry]:
@@ -95,5 +96,5 @@ def _read(run: Run) -> Iterator[Entry]:
     for event in run.events:
         if event.what == READ and event.detail.get("variant"):
             detail = event.detail
-            step = f"step {detail['step']}"
+            step = f"step {detail.get('step', '')}"  # which runs of before did not say
             yield str(detail["name"]), step, str(detail["variant"]), escape(str(detail["value"]))

@@ -215,6 +215,7 @@ def ended(code: int = 0, **more: Any) -> dict[str, Any]:
 RUNS: dict[str, Any] = {"state": {"running": {}}, "ready": True}
 WAITS = {"state": {"waiting": {"reason": "CrashLoopBackOff"}}, "ready": False}
 COMPLETED = ended(reason="Completed")
+ALL_RUN: dict[str, Any] = {"phase": "Running", "containerStatuses": [RUNS]}
 READY = {"conditions": [{"type": "Ready", "status": "True"}]}
 TWO = pod(spec={"initContainers": [{"name": "i"}, {"name": "j"}]})
 
@@ -236,13 +237,8 @@ def with_init(*initial: dict[str, Any], **more: Any) -> dict[str, Any]:
         (with_init(ended(1, reason="Error")), "Init:Error"),
         (with_init(ended(1)), "Init:ExitCode:1"),
         (with_init(ended(137, signal=9)), "Init:Signal:9"),
-        (
-            with_init(
-                COMPLETED, {"state": {"running": {}}, "started": True}, phase="Running", containerStatuses=[RUNS]
-            ),
-            "Running",
-        ),
-        ({"phase": "Running", "containerStatuses": [RUNS]}, "Running"),
+        (with_init(COMPLETED, {"state": {"running": {}}, "started": True}, **ALL_RUN), "Running"),
+        (ALL_RUN, "Running"),
         ({"phase": "Running", "containerStatuses": [WAITS]}, "CrashLoopBackOff"),
         ({"phase": "Running", "containerStatuses": [{"state": {"waiting": {}}}]}, "Running"),
         ({"phase": "Running", "containerStatuses": [COMPLETED, RUNS], **READY}, "Running"),
