@@ -45,9 +45,22 @@ def human_duration(duration: float) -> str:
 def _pod(pod: Object) -> Sequence[object]:
     status = pod.get("status", {})
     containers = status.get("containerStatuses") or ()
-    ready = sum(bool(entry.get("ready")) for entry in containers)
+    sidecars = _sidecars(pod)
+    ready = sum(bool(entry.get("ready")) and "running" in (entry.get("state") or {}) for entry in containers)
+    ready += sum(
+        bool(entry.get("ready") and entry.get("started"))
+        for entry in status.get("initContainerStatuses") or ()
+        if entry.get("name") in sidecars
+    )
+    total = len(pod["spec"].get("containers") or ()) + len(sidecars)
     restarts = sum(entry.get("restartCount", 0) for entry in containers)
-    return [f"{ready}/{len(pod['spec'].get('containers') or ())}", pod_status(pod), restarts, age(pod)]
+    return [f"{ready}/{total}", pod_status(pod), restarts, age(pod)]
+
+
+def _sidecars(pod: Object) -> set[str]:
+    """The init containers that go on running."""
+    initial = pod["spec"].get("initContainers") or ()
+    return {entry["name"] for entry in initial if entry.get("restartPolicy") == "Always"}
 
 
 def pod_status(pod: Object) -> str:
@@ -84,10 +97,11 @@ def _is_true(conditions: Mapping[str, Object], kind: str) -> bool:
 def _initializing(pod: Object) -> str:
     """The word for the first init container that is neither over nor a sidecar that has started; "" where
     there is none."""
-    total = len(pod["spec"].get("initContainers") or ())
+    total, sidecars = len(pod["spec"].get("initContainers") or ()), _sidecars(pod)
     for number, entry in enumerate(pod.get("status", {}).get("initContainerStatuses") or ()):
         state = entry.get("state") or {}
-        if state.get("terminated", {}).get("exitCode") == 0 or ("running" in state and entry.get("started")):
+        started = entry.get("name") in sidecars and entry.get("started")
+        if started or state.get("terminated", {}).get("exitCode") == 0:
             continue
         waiting = (state.get("waiting") or {}).get("reason", "")
         reason = _ended(state) or (waiting if waiting != "PodInitializing" else "")

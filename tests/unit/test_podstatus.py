@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from testbed.cli.columns import pod_status
+from testbed.cli.columns import columns, pod_status
 from testbed.control import podstatus
 from testbed.control.podstatus import phase, status
 from testbed.state import ContainerState
@@ -221,7 +221,8 @@ TWO = pod(spec={"initContainers": [{"name": "i"}, {"name": "j"}]})
 
 
 def with_init(*initial: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {"phase": "Pending", "initContainerStatuses": list(initial), **more}
+    named = [{"name": name, **each} for name, each in zip("ij", initial, strict=False)]
+    return {"phase": "Pending", "initContainerStatuses": named, **more}
 
 
 @pytest.mark.parametrize(
@@ -237,7 +238,7 @@ def with_init(*initial: dict[str, Any], **more: Any) -> dict[str, Any]:
         (with_init(ended(1, reason="Error")), "Init:Error"),
         (with_init(ended(1)), "Init:ExitCode:1"),
         (with_init(ended(137, signal=9)), "Init:Signal:9"),
-        (with_init(COMPLETED, {"state": {"running": {}}, "started": True}, **ALL_RUN), "Running"),
+        (with_init(COMPLETED, {"state": {"running": {}}, "started": True}), "Init:1/2"),
         (ALL_RUN, "Running"),
         ({"phase": "Running", "containerStatuses": [WAITS]}, "CrashLoopBackOff"),
         ({"phase": "Running", "containerStatuses": [{"state": {"waiting": {}}}]}, "Running"),
@@ -266,6 +267,19 @@ def test_lists_show_what_kubectl_shows(found: dict[str, Any], shown: str):
 def test_a_pod_that_is_over_is_listed_as_it_ended_while_it_is_deleted_too(found: dict[str, Any], shown: str):
     assert pod_status(pod(status=found)) == shown
     assert pod_status(pod(status=found, metadata={"deletionTimestamp": "now"})) == shown
+
+
+def test_sidecars_are_counted_and_are_no_longer_waited_for_once_they_have_started():
+    sidecar = {"name": "s", "image": "proxy", "restartPolicy": "Always"}
+    given = pod(spec={"initContainers": [{"name": "i", "image": "setup"}, sidecar]})
+    _, shown = columns("Pod")
+    assert shown({**given, "status": written(given)})[:2] == ["2/2", "Running"]
+    found = written(given)
+    found["conditions"] = []
+    found["initContainerStatuses"][1]["started"] = False
+    assert shown({**given, "status": found})[:2] == ["1/2", "Init:1/2"]
+    ended = {**given, "spec": {**given["spec"], "restartPolicy": "Never"}}
+    assert shown({**ended, "status": written(ended, DONE)})[0] == "1/2"
 
 
 def test_a_pod_whose_node_is_lost_is_unknown_once_it_is_deleted():
