@@ -268,6 +268,9 @@ def path_samples(step: str, answer: Mapping[str, Any]) -> list[Sample]:
 NODE_CHANGES: Final = "node changes"
 """The step of samples that say how soon a node followed another one's coming or going."""
 
+READ: Final = "read"
+"""The event that says what was read from a command's output."""
+
 
 def programming_samples(answer: Mapping[str, Any], step: str = "network programming") -> list[Sample]:
     """The samples of an answer of the API about programming latency, one per change and node."""

@@ -6,9 +6,11 @@ NAME and AGE.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
+
+from testbed.objects.grace import TERMINAL
 
 Object = dict[str, Any]
 Columns = tuple[Sequence[str], Callable[[Object], Sequence[object]]]
@@ -43,33 +45,78 @@ def human_duration(duration: float) -> str:
 def _pod(pod: Object) -> Sequence[object]:
     status = pod.get("status", {})
     containers = status.get("containerStatuses") or ()
-    ready = sum(bool(entry.get("ready")) for entry in containers)
+    sidecars = _sidecars(pod)
+    ready = sum(bool(entry.get("ready")) and "running" in (entry.get("state") or {}) for entry in containers)
+    ready += sum(
+        bool(entry.get("ready") and entry.get("started"))
+        for entry in status.get("initContainerStatuses") or ()
+        if entry.get("name") in sidecars
+    )
+    total = len(pod["spec"].get("containers") or ()) + len(sidecars)
     restarts = sum(entry.get("restartCount", 0) for entry in containers)
-    return [f"{ready}/{len(pod['spec'].get('containers') or ())}", pod_status(pod), restarts, age(pod)]
+    return [f"{ready}/{total}", pod_status(pod), restarts, age(pod)]
+
+
+def _sidecars(pod: Object) -> set[str]:
+    """The init containers that go on running."""
+    initial = pod["spec"].get("initContainers") or ()
+    return {entry["name"] for entry in initial if entry.get("restartPolicy") == "Always"}
 
 
 def pod_status(pod: Object) -> str:
     """What kubectl prints of a pod under STATUS. Source: ``pkg/printers/internalversion/printers.go``
     (printPod)."""
     status = pod.get("status", {})
+    phase = status.get("phase", "Pending")
+    conditions = {entry["type"]: entry for entry in status.get("conditions") or ()}
+    reason = status.get("reason") or phase
+    if conditions.get("PodScheduled", {}).get("reason") == "SchedulingGated":
+        reason = "SchedulingGated"
+    initializing = _initializing(pod)
+    reason = initializing or reason
+    if not initializing or _is_true(conditions, "Initialized"):
+        running = False
+        for entry in reversed(status.get("containerStatuses") or ()):
+            state = entry.get("state") or {}
+            reason = (state.get("waiting") or {}).get("reason") or _ended(state) or reason
+            running |= "running" in state and bool(entry.get("ready"))
+        if reason == "Completed" and running:
+            reason = "Running" if _is_true(conditions, "Ready") else "NotReady"
     if "deletionTimestamp" in pod["metadata"]:
-        return "Terminating"
-    initial = status.get("initContainerStatuses") or ()
-    for number, entry in enumerate(initial):
-        state = entry["state"]
-        if state.get("terminated", {}).get("exitCode") == 0 or ("running" in state and entry.get("started")):
-            continue
-        reason = state.get("waiting", {}).get("reason", "PodInitializing")
-        return f"Init:{number}/{len(initial)}" if reason == "PodInitializing" else f"Init:{reason}"
-    reason, running = status.get("reason") or status.get("phase", "Pending"), False
-    for entry in reversed(status.get("containerStatuses") or ()):
+        if status.get("reason") == "NodeLost":
+            return "Unknown"
+        if phase not in TERMINAL:
+            return "Terminating"
+    return str(reason)
+
+
+def _is_true(conditions: Mapping[str, Object], kind: str) -> bool:
+    return bool(conditions.get(kind, {}).get("status") == "True")
+
+
+def _initializing(pod: Object) -> str:
+    """The word for the first init container that is neither over nor a sidecar that has started; "" where
+    there is none."""
+    total, sidecars = len(pod["spec"].get("initContainers") or ()), _sidecars(pod)
+    for number, entry in enumerate(pod.get("status", {}).get("initContainerStatuses") or ()):
         state = entry.get("state") or {}
-        if "waiting" in state:
-            reason = state["waiting"].get("reason") or reason
-        elif "terminated" in state:
-            reason = state["terminated"].get("reason") or f"ExitCode:{state['terminated']['exitCode']}"
-        running |= "running" in state and bool(entry.get("ready"))
-    return "Running" if reason == "Completed" and running else str(reason)
+        started = entry.get("name") in sidecars and entry.get("started")
+        if started or state.get("terminated", {}).get("exitCode") == 0:
+            continue
+        waiting = (state.get("waiting") or {}).get("reason", "")
+        reason = _ended(state) or (waiting if waiting != "PodInitializing" else "")
+        return f"Init:{reason or f'{number}/{total}'}"
+    return ""
+
+
+def _ended(state: Object) -> str:
+    """How a container ended; "" for one that did not."""
+    if "terminated" not in state:
+        return ""
+    ended = state["terminated"]
+    if ended.get("reason"):
+        return str(ended["reason"])
+    return f"Signal:{ended['signal']}" if ended.get("signal") else f"ExitCode:{ended.get('exitCode', 0)}"
 
 
 def _pod_wide(pod: Object) -> Sequence[object]:

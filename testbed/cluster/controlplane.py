@@ -181,6 +181,12 @@ class ControlPlane:
             if name in self._nodes and (node := self.store.find("Node", "", name)) is not None:
                 self._type_node(node)
 
+    def held_changed(self) -> None:
+        """What nodes have of a pool that they share was changed from outside: nodes and pods that wait for an
+        address are looked at again."""
+        self._look_at_held()
+        self._wake.set()
+
     def _observe_served(self, event: Event) -> None:
         """A change of what Services lead to concerns the service rules of every node."""
         obj = event.object
@@ -714,13 +720,17 @@ class ControlPlane:
                 self.pod_ended(uid)
 
     def readdress(self, name: str, addresses: list[Object]) -> Object:
-        """A node has other addresses, and so have its pods with hostNetwork. Returns the Node."""
+        """A node has other addresses, and so have its pods with hostNetwork; the statuses of all say so.
+        Returns the Node."""
         node = self.store.get("Node", "", name)
         node = self.store.update_status({**node, "status": {**node["status"], "addresses": addresses}})
         for uid in list(self._on_node[name]):
             if uid in self._typed and self._typed[uid].host_network:
                 self._type(self._pods[uid], self._nodes[name].addresses)
-            self._stale[uid] = None
+            if uid in self._made:
+                self._stale[uid] = None
+            elif (self._pods[uid].get("status") or {}).get("containerStatuses") and _waits(self._pods[uid]):
+                self._write_creating(self._pods[uid], node)
         self._wake.set()
         return node
 
@@ -751,6 +761,9 @@ class ControlPlane:
         node = self.store.find("Node", "", pod["spec"]["nodeName"])
         if node is None or uid in self._made or (pod.get("status") or {}).get("containerStatuses"):
             return
+        self._write_creating(pod, node)
+
+    def _write_creating(self, pod: Object, node: Object) -> None:
         addresses = view.typed_node(node).addresses
         self.store.update_status({**pod, "status": podstatus.creating(pod, addresses, self.clock.now())})
 

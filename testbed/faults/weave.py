@@ -347,7 +347,7 @@ class WeaveStalePeer(Fault, frozen=True, kw_only=True):
         """What it owned is another's."""
         for node in target.nodes:
             hands.ring.forget(node.name)
-        hands.plane.worker_done()
+        hands.plane.held_changed()
 
     async def amiss(self, hands: Hands, target: Target, on: bool) -> str:
         """Healed, all nodes know whose addresses are theirs."""

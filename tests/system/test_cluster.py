@@ -16,6 +16,7 @@ from testbed.api.client import RequestFailed
 from testbed.cli.main import main
 from testbed.cluster import runtime
 from testbed.errors import InputError, MissingCapability, NotConverged, TestbedError
+from testbed.wait import wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -245,6 +246,108 @@ def test_every_topology_reaches_all_pods_over_every_family(name: str, folder: Pa
             assert len(rows) == expected
             assert {row["verdict"] for row in rows} <= {"ok"}
         assert cluster.pod("client").run(["ping", "-c1", "-W2", outside(cluster)]).code == 0
+
+
+MOVES = """
+apiVersion: v1
+kind: Pod
+metadata: {name: web, labels: {app: web}}
+spec: {nodeName: node-3, containers: [{name: c, image: nginx, ports: [{containerPort: 80}]}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: own}
+spec:
+  nodeName: node-3
+  hostNetwork: true
+  containers: [{name: c, image: nginx, ports: [{containerPort: 9100}]}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: friend, labels: {app: friend}}
+spec: {nodeName: node-1, containers: [{name: c, image: busybox}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: stranger}
+spec: {nodeName: node-1, containers: [{name: c, image: busybox}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec:
+  type: LoadBalancer
+  externalTrafficPolicy: Local
+  ipFamilyPolicy: RequireDualStack
+  selector: {app: web}
+  ports: [{port: 80, nodePort: 30080}]
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: web}
+spec:
+  podSelector: {matchLabels: {app: web}}
+  ingress:
+  - from:
+    - podSelector: {matchLabels: {app: friend}}
+    - ipBlock: {cidr: 203.0.113.0/24}
+    - ipBlock: {cidr: "2001:db8:113::/64"}
+"""
+
+
+def test_a_dual_stack_node_that_gets_other_addresses_is_itself_by_them_alone(folder: Path) -> None:
+    """Its pods with hostNetwork, its node ports, the load balancer's way to it, policies about its pods."""
+    before = ["192.168.100.13", "fd00:192:168:100::d"]
+    after = ["192.168.100.33", "fd00:192:168:100::33"]
+    (folder / "moves.yaml").write_text(MOVES)
+    with Cluster.up(
+        ROOT / "topologies" / "dual-stack.yaml",
+        name=mine("moves"),
+        manifests=[folder / "moves.yaml"],
+        overrides=['network.loadBalancerCIDR=["198.51.100.0/24", "2001:db8:51::/64"]'],
+    ) as cluster:
+        outside, friend, stranger = cluster.host("client"), cluster.pod("friend"), cluster.pod("stranger")
+
+        def ips(name: str, field: str = "podIPs") -> list[str]:
+            found = cluster.client.get(f"/api/v1/namespaces/default/pods/{name}")["status"][field]
+            return [each["ip"] for each in found]
+
+        def answer(place: Any, address: str, port: int = 80) -> bool:
+            host = f"[{address}]" if ":" in address else address
+            return bool(place.run(["curl", "-s", "-m1", f"http://{host}:{port}/hostname"]).code == 0)
+
+        def reached() -> dict[str, list[bool]]:
+            """What answers, over each family."""
+            ways = {
+                "node port": [(outside, address, 30080) for address in ips("own")],
+                "load balancer": [(outside, address, 80) for address in balanced],
+                "host network": [(stranger, address, 9100) for address in ips("own")],
+                "friend": [(friend, address, 80) for address in ips("web")],
+                "stranger": [(stranger, address, 80) for address in ips("web")],
+            }
+            return {way: [answer(*each) for each in asked] for way, asked in ways.items()}
+
+        service = cluster.client.get("/api/v1/namespaces/default/services/web")
+        balanced = [each["ip"] for each in service["status"]["loadBalancer"]["ingress"]]
+        assert [":" in address for address in balanced] == [False, True]
+        assert (ips("own"), ips("own", "hostIPs")) == (before, before)
+        web = ips("web")
+        expected = {
+            "node port": [True, True],
+            "load balancer": [True, True],
+            "host network": [True, True],
+            "friend": [True, True],
+            "stranger": [False, False],
+        }
+        wait_until(lambda: reached() == expected, 20, "all answer whom they should")
+        cluster.client.post("/apis/testbed/v1/nodes/node-3/addresses", {"addresses": after})
+        cluster.settle()
+        assert (ips("own"), ips("own", "hostIPs"), ips("web", "hostIPs")) == (after, after, after)
+        assert ips("web") == web
+        wait_until(lambda: reached() == expected, 20, "all answer whom they should by the new addresses")
+        for address in before:
+            assert not answer(outside, address, 30080)
+            assert not answer(stranger, address, 9100)
 
 
 SIX = """

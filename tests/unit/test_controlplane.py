@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from ipaddress import ip_network
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -11,6 +13,8 @@ from testbed.cluster.controlplane import RETRY_SECONDS, ControlPlane
 from testbed.cluster.messages import Connection
 from testbed.control.snapshot import ClusterFacts
 from testbed.dataplane import dataplanes
+from testbed.faults.target import Target
+from testbed.faults.weave import WeaveStalePeer
 from testbed.objects.allocate import ServiceRanges
 from testbed.objects.store import Store
 from testbed.proxy import proxiers
@@ -347,3 +351,42 @@ def test_what_was_cut_off_goes_on_when_the_last_policy_goes() -> None:
     assert allowed(connection)
     plane.judged("node-1")
     assert plane.judge("node-1") is None
+
+
+def test_a_pod_that_cannot_be_made_yet_says_the_address_that_its_node_got_meanwhile() -> None:
+    other, over = pod("other", nodeName="node-2"), pod("over", nodeName="node-1")
+    plane = make_plane(pod("a", nodeName="node-1"), pod("b", nodeName="node-1"), other, over, prefix=30)
+    over = plane.store.get("Pod", "default", "over")
+    ended = {"phase": "Failed", "hostIP": "192.168.100.11", "containerStatuses": [{"name": "c"}]}
+    plane.store.update_status({**over, "status": ended})
+    drive(plane)
+    (waiting,) = (name for name, address in addresses(plane).items() if not address and name in "ab")
+    plane.readdress("node-1", [{"type": "InternalIP", "address": "192.168.100.77"}])
+    drive(plane)
+    status = {each["metadata"]["name"]: each["status"] for each in plane.store.list("Pod")}
+    assert status[waiting]["hostIPs"] == [{"ip": "192.168.100.77"}]
+    assert status[waiting]["containerStatuses"][0]["state"] == {"waiting": {"reason": "ContainerCreating"}}
+    assert {name: each["hostIP"] for name, each in status.items()} == {
+        **dict.fromkeys("ab", "192.168.100.77"),
+        "other": "192.168.100.12",
+        "over": "192.168.100.11",
+    }
+    assert status["over"] == ended
+
+
+def test_what_a_stale_peer_owned_is_anothers_once_it_is_removed_though_no_pod_waits() -> None:
+    store = Store(ServiceRanges((ip_network("10.96.0.0/12"),)), seed=1)
+    for number in (1, 2):
+        store.create(node(number), trusted=True)
+    names, cidrs = ("node-1", "node-2"), ("10.32.0.0/28",)
+    facts = replace(FACTS, dataplane="weave", pod_cidrs=cidrs, node_names=names)
+    plane = ControlPlane(store, facts, dataplanes.get("weave"), proxiers.get("none"), {}, ManualClock())
+    fault, target = WeaveStalePeer(), Target(nodes=plane.snapshot().nodes[1:])
+    hands = cast(Any, SimpleNamespace(plane=plane, ring=plane.ipam))
+    asyncio.run(fault.inject(hands, target))
+    store.delete("Node", "", "node-2")
+    plane.step()
+    assert plane.snapshot().nodes[0].held.ranges == ("10.32.0.0/29",)
+    asyncio.run(fault.lift(hands, target))
+    assert plane.snapshot().nodes[0].held.ranges == ("10.32.0.0/28",)
+    assert not plane.settled

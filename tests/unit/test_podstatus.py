@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from testbed.cli.columns import pod_status
+from testbed.cli.columns import columns, pod_status
 from testbed.control import podstatus
 from testbed.control.podstatus import phase, status
 from testbed.state import ContainerState
@@ -208,39 +208,81 @@ def test_init_containers_come_first_and_are_over_once_the_pod_is_made():
     assert container["state"]["terminated"]["reason"] == "Completed"
 
 
-WAITS = {"waiting": {"reason": "CrashLoopBackOff"}}
-ENDED = {"terminated": {"exitCode": 0, "reason": "Completed"}}
-RUNS: dict[str, Any] = {"running": {}}
+def ended(code: int = 0, **more: Any) -> dict[str, Any]:
+    return {"state": {"terminated": {"exitCode": code, **more}}, "ready": False}
+
+
+RUNS: dict[str, Any] = {"state": {"running": {}}, "ready": True}
+WAITS = {"state": {"waiting": {"reason": "CrashLoopBackOff"}}, "ready": False}
+COMPLETED = ended(reason="Completed")
+ALL_RUN: dict[str, Any] = {"phase": "Running", "containerStatuses": [RUNS]}
+READY = {"conditions": [{"type": "Ready", "status": "True"}]}
+TWO = pod(spec={"initContainers": [{"name": "i"}, {"name": "j"}]})
+
+
+def with_init(*initial: dict[str, Any], **more: Any) -> dict[str, Any]:
+    named = [{"name": name, **each} for name, each in zip("ij", initial, strict=False)]
+    return {"phase": "Pending", "initContainerStatuses": named, **more}
 
 
 @pytest.mark.parametrize(
     ("found", "shown"),
     [
         ({}, "Pending"),
+        ({"conditions": [{"type": "PodScheduled", "reason": "SchedulingGated"}]}, "SchedulingGated"),
         (podstatus.creating(pod(), ["192.168.100.11"], NOW), "ContainerCreating"),
-        (
-            podstatus.creating(
-                pod(spec={"initContainers": [{"name": "i"}, {"name": "j"}]}), ["192.168.100.11"], NOW
-            ),
-            "Init:0/2",
-        ),
-        ({"phase": "Running", "containerStatuses": [{"state": RUNS, "ready": True}]}, "Running"),
-        ({"phase": "Running", "containerStatuses": [{"state": WAITS, "ready": False}]}, "CrashLoopBackOff"),
-        ({"phase": "Succeeded", "containerStatuses": [{"state": ENDED, "ready": False}]}, "Completed"),
-        (
-            {"phase": "Failed", "containerStatuses": [{"state": {"terminated": {"exitCode": 3}}}]},
-            "ExitCode:3",
-        ),
-        (
-            {
-                "phase": "Running",
-                "containerStatuses": [{"state": ENDED, "ready": False}, {"state": RUNS, "ready": True}],
-            },
-            "Running",
-        ),
-        ({"phase": "Failed", "reason": "Evicted"}, "Evicted"),
+        (podstatus.creating(TWO, ["192.168.100.11"], NOW), "Init:0/2"),
+        (with_init(COMPLETED, {"state": {"waiting": {"reason": "PodInitializing"}}}), "Init:1/2"),
+        (with_init(COMPLETED, {"state": {"running": {}}, "started": False}), "Init:1/2"),
+        (with_init(WAITS), "Init:CrashLoopBackOff"),
+        (with_init(ended(1, reason="Error")), "Init:Error"),
+        (with_init(ended(1)), "Init:ExitCode:1"),
+        (with_init(ended(137, signal=9)), "Init:Signal:9"),
+        (with_init(COMPLETED, {"state": {"running": {}}, "started": True}), "Init:1/2"),
+        (ALL_RUN, "Running"),
+        ({"phase": "Running", "containerStatuses": [WAITS]}, "CrashLoopBackOff"),
+        ({"phase": "Running", "containerStatuses": [{"state": {"waiting": {}}}]}, "Running"),
+        ({"phase": "Running", "containerStatuses": [COMPLETED, RUNS], **READY}, "Running"),
+        ({"phase": "Running", "containerStatuses": [COMPLETED, RUNS]}, "NotReady"),
+        ({"phase": "Running", "containerStatuses": [COMPLETED, WAITS], **READY}, "Completed"),
+        ({"phase": "Running", "containerStatuses": [ended(3), RUNS], **READY}, "ExitCode:3"),
+        ({"phase": "Running", "containerStatuses": [ended(137, signal=9)]}, "Signal:9"),
     ],
 )
 def test_lists_show_what_kubectl_shows(found: dict[str, Any], shown: str):
+    given = {**TWO, "status": found} if shown.startswith("Init:") else pod(status=found)
+    assert pod_status(given) == shown
+    metadata = {**given["metadata"], "deletionTimestamp": "now"}
+    assert pod_status({**given, "metadata": metadata}) == "Terminating"
+
+
+@pytest.mark.parametrize(
+    ("found", "shown"),
+    [
+        ({"phase": "Succeeded", "containerStatuses": [COMPLETED]}, "Completed"),
+        ({"phase": "Failed", "containerStatuses": [ended(3)]}, "ExitCode:3"),
+        ({"phase": "Failed", "reason": "Evicted"}, "Evicted"),
+    ],
+)
+def test_a_pod_that_is_over_is_listed_as_it_ended_while_it_is_deleted_too(found: dict[str, Any], shown: str):
     assert pod_status(pod(status=found)) == shown
-    assert pod_status(pod(status=found, metadata={"deletionTimestamp": "now"})) == "Terminating"
+    assert pod_status(pod(status=found, metadata={"deletionTimestamp": "now"})) == shown
+
+
+def test_sidecars_are_counted_and_are_no_longer_waited_for_once_they_have_started():
+    sidecar = {"name": "s", "image": "proxy", "restartPolicy": "Always"}
+    given = pod(spec={"initContainers": [{"name": "i", "image": "setup"}, sidecar]})
+    _, shown = columns("Pod")
+    assert shown({**given, "status": written(given)})[:2] == ["2/2", "Running"]
+    found = written(given)
+    found["conditions"] = []
+    found["initContainerStatuses"][1]["started"] = False
+    assert shown({**given, "status": found})[:2] == ["1/2", "Init:1/2"]
+    ended = {**given, "spec": {**given["spec"], "restartPolicy": "Never"}}
+    assert shown({**ended, "status": written(ended, DONE)})[0] == "1/2"
+
+
+def test_a_pod_whose_node_is_lost_is_unknown_once_it_is_deleted():
+    found = {"phase": "Running", "reason": "NodeLost", "containerStatuses": [RUNS]}
+    assert pod_status(pod(status=found)) == "NodeLost"
+    assert pod_status(pod(status=found, metadata={"deletionTimestamp": "now"})) == "Unknown"

@@ -10,7 +10,7 @@ import numpy as np
 
 from testbed.measure.frames import frame_of, median_interval, samples_of, summary
 from testbed.measure.machine import overloaded
-from testbed.records import NODE_CHANGES, Event, Run, Sample, path_samples
+from testbed.records import NODE_CHANGES, READ, Event, Run, Sample, path_samples
 from testbed.report.loads import loads, node_changes
 from testbed.report.probes import probes
 from testbed.report.svg import NOTHING
@@ -283,7 +283,7 @@ def test_each_variant_is_a_column_and_what_it_has_not_is_empty() -> None:
     events = [
         event("cluster up", "one", seconds=2.0),
         event("cluster up", "two", seconds=3.0),
-        event("read", "two", name="MTU", value="1450"),
+        event(READ, "two", step="7", name="MTU", value="1450"),
     ]
     assert rows(side_by_side(run_of(samples, events))) == {
         "": ["one", "two"],
@@ -297,8 +297,28 @@ def test_each_variant_is_a_column_and_what_it_has_not_is_empty() -> None:
     }
 
 
+def test_what_has_the_same_label_is_told_apart() -> None:
+    samples = [
+        sample(1, step="web", kind=kind, variant=variant, path="", seconds=seconds)
+        for kind, seconds in (("ask", 10e-6), ("dns", 20e-6))
+        for variant in ("one", "two")
+    ]
+    events = [
+        event(READ, variant, step=step, name="MTU", value=f"{step} of {variant}")
+        for variant in ("one", "two")
+        for step in ("3", "5.1")
+    ]
+    assert rows(side_by_side(run_of(samples, events))) == {
+        "": ["one", "two"],
+        "web (ask)": ["10.0 µs", "10.0 µs"],
+        "web (dns)": ["20.0 µs", "20.0 µs"],
+        "MTU (step 3)": ["3 of one", "3 of two"],
+        "MTU (step 5.1)": ["5.1 of one", "5.1 of two"],
+    }
+
+
 def test_without_variants_there_is_nothing_to_compare() -> None:
-    assert side_by_side(run_of([sample(1)], [event("read", "", name="MTU", value="1450")])) == ""
+    assert side_by_side(run_of([sample(1)], [event(READ, "", step="7", name="MTU", value="1450")])) == ""
     assert side_by_side(run_of(echoes("one", "same-node", 1e-6))) == ""
 
 

@@ -10,9 +10,10 @@ import pytest
 from testbed.api.cluster import Cluster, Completed
 from testbed.errors import InputError
 from testbed.measure.frames import frame_of
-from testbed.records import event
+from testbed.records import READ, event
 from testbed.report.commands import commands
 from testbed.report.lookups import lookups
+from testbed.scenario.load import load_scenario
 from testbed.scenario.model import Context
 from testbed.scenario.steps import command
 from testbed.scenario.steps.command import Command, filled_in
@@ -82,7 +83,7 @@ def test_what_a_command_tells_is_recorded_under_its_name(monkeypatch: pytest.Mon
     reads = {"MTU": "^mtu ([0-9]+)$", "routes": "^routes ([0-9]+)$"}
     Command(name="a node", run_="testbed get nodes", reads=reads).run(context)
     Command(name="another", run_="testbed get nodes", reads={"rules": "^rules ([0-9]+)$"}).run(context)
-    assert [(one.detail["name"], one.detail["value"]) for one in context.events if one.what == "read"] == [
+    assert [(one.detail["name"], one.detail["value"]) for one in context.events if one.what == READ] == [
         ("MTU", "1450"),
         ("routes", "5"),
     ]
@@ -92,6 +93,24 @@ def test_what_a_command_tells_is_recorded_under_its_name(monkeypatch: pytest.Mon
     ]
     with pytest.raises(ValueError, match="reads: MTU: needs one group"):
         Command(run_="testbed get nodes", reads={"MTU": "mtu"})
+
+
+def test_places_are_filled_in_where_something_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "_run", lambda *_: (0, "10.244.1.3 dev eth1\n10.244.1.2 dev eth2\n"))
+    context = make_context().at_place("4")
+    Command(run_="testbed get nodes", reads={"device": "^{pod web} dev (.+)$"}).run(context)
+    assert [one.detail for one in context.events if one.what == READ] == [
+        {"step": "4", "name": "device", "value": "eth2"}
+    ]
+
+
+@pytest.mark.parametrize("field", ["prints: ['a(']", "hides: ['a(']", "reads: {MTU: 'a('}"])
+def test_what_is_no_regular_expression_is_a_problem_of_the_scenario(field: str, tmp_path: Path) -> None:
+    step = f"  command: {{run: testbed --version, {field}}}"
+    text = f"apiVersion: testbed/v1\nkind: Scenario\ncluster: c.yaml\nsteps:\n-{step[1:]}\n"
+    (tmp_path / "it.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"it\.yaml.*steps\[0\]\.command.*'a\(' is no regular expression"):
+        load_scenario(tmp_path / "it.yaml")
 
 
 ROW = (

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import msgspec
 
 from testbed.errors import InputError
+from testbed.records import READ
 from testbed.scenario.model import Context, Step, step
 
 LOOK_AGAIN_SECONDS = 0.2
@@ -27,9 +28,9 @@ class Command(Step, frozen=True, kw_only=True):
     Service's ClusterIP (``NAMESPACE/NAME`` outside default).
 
     say: what it shows, for the reader. prints: regular expressions that must be found in what it prints,
-    hides: such that must not; there, too, places are filled in. reads: name → such a one with a group, whose
-    text is recorded under that name, to be compared between variants. code: its exit code. within: seconds in
-    which it has to come true, being run again until then.
+    hides: such that must not; reads: name → such a one with a group, whose text is recorded under that name,
+    to be compared between variants. In all of them places are filled in, too. code: its exit code. within:
+    seconds in which it has to come true, being run again until then.
     """
 
     run_: str = msgspec.field(name="run")
@@ -41,9 +42,15 @@ class Command(Step, frozen=True, kw_only=True):
     within: Annotated[float, msgspec.Meta(ge=0, le=600)] = 0.0
 
     def __post_init__(self) -> None:
-        for name, pattern in self.reads.items():
-            if re.compile(pattern).groups != 1:
-                raise ValueError(f"reads: {name}: needs one group: what is in parentheses is read")
+        reads = [(f"reads: {name}", pattern) for name, pattern in self.reads.items()]
+        shows = [("prints", pattern) for pattern in self.prints] + [("hides", each) for each in self.hides]
+        for where, pattern in (*shows, *reads):
+            try:
+                groups = re.compile(pattern).groups
+            except (re.error, OverflowError) as error:
+                raise ValueError(f"{where}: {pattern!r} is no regular expression: {error}") from error
+            if (where, pattern) in reads and groups != 1:
+                raise ValueError(f"{where}: needs one group: what is in parentheses is read")
 
     def run(self, context: Context) -> None:
         """Run it, show it and compare."""
@@ -63,8 +70,8 @@ class Command(Step, frozen=True, kw_only=True):
             context.report(f"    {shown}")
         context.note("command", title=self.name, say=self.say, line=line, output=output, code=code)
         for name, pattern in self.reads.items():
-            if found := re.search(pattern, output, re.MULTILINE):
-                context.note("read", name=name, value=found[1])
+            if found := _found(pattern, context, output):
+                context.note(READ, step=context.place, name=name, value=found[1])
         context.expect(
             self.name or line, self._expected(), "; ".join(problems) or "as expected", not problems
         )
@@ -72,13 +79,13 @@ class Command(Step, frozen=True, kw_only=True):
     def _problems(self, context: Context, code: int, output: str) -> list[str]:
         problems = [] if code == self.code else [f"exit code {code}"]
         for pattern in self.prints:
-            if not re.search(filled_in(pattern, context), output, re.MULTILINE):
+            if not _found(pattern, context, output):
                 problems.append(f"no {pattern!r} in it")
         for pattern in self.hides:
-            if re.search(filled_in(pattern, context), output, re.MULTILINE):
+            if _found(pattern, context, output):
                 problems.append(f"{pattern!r} in it")
         for name, pattern in self.reads.items():
-            if not re.search(pattern, output, re.MULTILINE):
+            if not _found(pattern, context, output):
                 problems.append(f"no {name} in it")
         return problems
 
@@ -103,6 +110,10 @@ def _run(words: list[str], cluster: str) -> tuple[int, str]:
         check=False,
     )
     return done.returncode, done.stdout.decode(errors="replace")
+
+
+def _found(pattern: str, context: Context, output: str) -> re.Match[str] | None:
+    return re.search(filled_in(pattern, context), output, re.MULTILINE)
 
 
 def filled_in(text: str, context: Context, *, literally: bool = False) -> str:
