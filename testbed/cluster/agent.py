@@ -254,8 +254,7 @@ class Agent:
             self._channel.send(message)
 
     def _lost(self, what: str) -> None:
-        """Rules are gone: have all of them applied again; until then it is not known which are there."""
-        self._repairs.forget_rules()
+        """Rules are gone: have all of them applied again."""
         self._tell(RulesLost(what))
 
     def _live(self, seconds: float) -> None:

@@ -17,6 +17,7 @@ from testbed.cluster.messages import Change
 from testbed.cluster.upkeep import (
     Made,
     Wish,
+    alone,
     chains_to_make,
     entries_to_change,
     routes_to_change,
@@ -38,7 +39,7 @@ NOTHING: Wish = (NetnsState(), NetnsState())
 class Repairs:
     """Keeps what the daemons of a node look after, in the netns this process lives in.
 
-    lost: is called where rules could not be made again by themselves, since others are gone, too.
+    lost: is called where rules of others are gone, too.
     """
 
     def __init__(
@@ -63,10 +64,6 @@ class Repairs:
         """Take note of what is there now."""
         self._made.applied(changes)
 
-    def forget_rules(self) -> None:
-        """Leave rules alone until they are applied again."""
-        self._made.chains.clear()
-
     def close(self) -> None:
         """Look no more."""
         for timer in self._timers.values():
@@ -74,20 +71,23 @@ class Repairs:
         self._timers.clear()
 
     def _look(self, upkeep: Upkeep) -> None:
-        self._timers[upkeep] = self._loop.call_later(upkeep.period, self._look, upkeep)
         try:
-            add, remove = self._wrong(upkeep)
+            self._mend(upkeep, *self._wrong(upkeep))
         except TestbedError as error:
             log.warning("looking at %s: %s", upkeep.part, error)
-            return
+        finally:  # a look that takes long is not followed by another at once
+            self._timers[upkeep] = self._loop.call_later(upkeep.period, self._look, upkeep)
+
+    def _mend(self, upkeep: Upkeep, add: NetnsState, remove: NetnsState) -> None:
         if (add, remove) == NOTHING:
             return
         log.warning("%s are made again: %s", upkeep.part, _named(add, remove))
-        failures = [failure.message for failure in self._kernel.change(NODE, add, remove)]
-        for message in failures:
-            log.warning("%s could not be made again: %s", upkeep.part, message)
-        if failures and upkeep.part == "chains":
-            self._lost(failures[0])
+        failures = self._kernel.change(NODE, add, remove)
+        if failures and add.chains:
+            self._lost(failures[0].message)  # the rules of others are gone, too
+            failures = self._kernel.change(NODE, NetnsState(chains=alone(upkeep, add.chains)), remove)
+        for failure in failures:
+            log.warning("%s could not be made again: %s", upkeep.part, failure.message)
 
     def _wrong(self, upkeep: Upkeep) -> Wish:
         """What is to be done so that all is as it was made. Raises CommandFailed."""

@@ -80,9 +80,21 @@ def chains_to_make(
     wrong = {}
     for key, chain in made.items():
         found = tuple(map(with_numbers, there[key].rules)) if key in there else ()
-        if not (_holds(upkeep, chain, found) if is_built_in(chain) else found == chain.rules):
+        holds = _holds(upkeep, chain, found) if is_built_in(chain) else found == chain.rules
+        if not holds or (key not in there and not is_built_in(chain)):
             wrong[key] = chain
     return wrong
+
+
+def alone(upkeep: Upkeep, chains: Mapping[ChainKey, Chain]) -> dict[ChainKey, Chain]:
+    """The chains with the daemon's own rules only, for where what rules of others lead to is gone."""
+    return {key: _alone(upkeep, each) if is_built_in(each) else each for key, each in chains.items()}
+
+
+def _alone(upkeep: Upkeep, chain: Chain) -> Chain:
+    front, behind = chain.rules[: chain.inserted], chain.rules[chain.inserted :]
+    own = [[rule for rule in part if _says(upkeep, rule)] for part in (front, behind)]
+    return msgspec.structs.replace(chain, rules=(*own[0], *own[1]), inserted=len(own[0]))
 
 
 def _concerns(upkeep: Upkeep, chain: Chain) -> bool:

@@ -288,7 +288,7 @@ class NodeWorker:
             ended = (RunDaemons({}),) if self._applied.daemons else ()
             self._applied = restarted(self._applied, await self._found())
         elif self._rules_lost:
-            lost: dict[str, Any] = {part: {} for part in ("chains", *NFT_PARTS)}
+            lost: dict[str, Any] = {part: {} for part in ("chains", "ipsets", *NFT_PARTS)}
             netns = msgspec.structs.replace(self._applied.netns, **lost)
             self._applied = msgspec.structs.replace(self._applied, netns=netns)
         self._rules_lost = self._restarts = False

@@ -74,7 +74,10 @@ _CREATE = re.compile(r"create (\S+) (?:(hash:\S+) family (inet6?)|(bitmap:port) 
 
 
 def parse_save(text: str) -> dict[str, IpSet]:
-    """The sets in the output of ``ipset save``. A line that is not understood is a ValueError."""
+    """The sets in the output of ``ipset save``, but those of kinds that nobody here makes.
+
+    Raises ValueError where a line is not understood.
+    """
     made: dict[str, tuple[str, str]] = {}
     entries: dict[str, set[str]] = {}
     for line in text.splitlines():
@@ -83,8 +86,9 @@ def parse_save(text: str) -> dict[str, IpSet]:
             made[found[1]], entries[found[1]] = (kind, family), set()
         elif line.startswith("add "):
             _, name, entry = line.split(" ", 2)
-            entries[name].add(entry)
-        elif line.strip():
+            if name in entries:
+                entries[name].add(entry)
+        elif line.strip() and not line.startswith("create "):
             raise ValueError(f"a line of ipset save is not understood: {line}")
     return {
         name: IpSet(name, kind, family, frozenset(entries[name]))  # type: ignore[arg-type]

@@ -632,6 +632,7 @@ def test_felix_mends_what_is_its_own_and_what_nobody_touched_is_not_made_again(
         }
         strange = ["-s", "203.0.113.99/32", "-j", "DROP"]
         broken = [
+            ["ipset", "create", "mine", "bitmap:port", "range", "80-90"],  # nobody here makes such a one
             *(["ip", "route", "del", a2], ["ip", "-6", "route", "del", a2_6]),
             ["ip", "route", "add", "198.51.100.9", "dev", end],
             *(["iptables", "-D", "FORWARD", "1"], ["iptables", "-I", "FORWARD", *strange]),
@@ -672,6 +673,26 @@ def test_felix_mends_what_is_its_own_and_what_nobody_touched_is_not_made_again(
             ok(node, "ip", "-6", "route", "del", a2_6)
             wait_until(lambda: state() == before, 20, "all is as it was again", detail=lambda: str(state()))
         assert mended("calico-mended") == names
+
+
+def test_felix_mends_its_rules_after_a_flush_also_where_the_node_is_cut_off(tmp_path: Path) -> None:
+    (tmp_path / "lab.yaml").write_text(spec("calico-flushed", ", timers: fast" + REFRESH))
+    with Cluster.up(tmp_path / "lab.yaml", manifests=[objects(tmp_path)]) as cluster:
+        node = cluster.node("a")
+
+        def felixs() -> list[str]:
+            lines = ok(node, "iptables-save").splitlines()
+            return sorted(line for line in lines if line.startswith("-A ") and "cali-" in line)
+
+        def whole() -> list[str]:
+            return sorted(line for line in ok(node, "iptables-save").splitlines() if line.startswith("-A "))
+
+        before, all_before = felixs(), whole()
+        with cluster.fault("node-not-ready", "a"):
+            ok(node, "nft", "flush", "ruleset")
+            assert felixs() == []
+            wait_until(lambda: felixs() == before, 20, "felix has its rules again, by itself")
+        wait_until(lambda: whole() == all_before, 20, "kube-proxy has its own, once the node is heard")
 
 
 @pytest.fixture

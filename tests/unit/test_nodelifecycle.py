@@ -184,6 +184,16 @@ def test_a_node_without_a_network_takes_no_pods_keeps_those_it_has_and_may_fall_
     assert "taints" not in plane.store.get("Node", "", "node-1")["spec"]
 
 
+def test_what_a_node_that_has_left_says_late_of_its_network_is_not_held_against_it_when_it_joins():
+    plane = alive_plane()
+    node = plane.store.get("Node", "", "node-1")
+    plane.store.delete("Node", "", "node-1")
+    plane.network_status("node-1", "no network")
+    plane.store.create({**node, "metadata": {"name": "node-1"}}, trusted=True)
+    pause(plane, 1, "node-1", "node-2")
+    assert ready_of(plane, "node-1") == "True"
+
+
 def test_pods_leave_a_silent_node_when_their_time_is_over_and_are_replaced():
     template = {
         "metadata": {"labels": {"app": "web"}},

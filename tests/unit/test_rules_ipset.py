@@ -39,6 +39,8 @@ def test_what_was_saved_is_read() -> None:
             "inet6:KUBE-DST-B", "hash:net", "inet6", frozenset({"fd00::/8", "fd00:1::/32 nomatch"})
         ),
     }
+    strange = "create mine bitmap:port range 80-90\nadd mine 80\ncreate more list:set size 8\nadd more A\n"
+    assert parse_save(strange + SAVED) == parse_save(SAVED)
     with pytest.raises(ValueError, match="is not understood: flush"):
         parse_save("flush A\n")
 

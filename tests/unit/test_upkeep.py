@@ -7,6 +7,7 @@ from typing import Any
 from testbed.cluster.messages import AddPods, ChangeNetns, DeletePods
 from testbed.cluster.upkeep import (
     Made,
+    alone,
     chains_to_make,
     entries_to_change,
     routes_to_change,
@@ -46,6 +47,18 @@ def own(*rules: str) -> Chain:
 
 def change(add: NetnsState = NetnsState(), remove: NetnsState = NetnsState()) -> ChangeNetns:  # noqa: B008
     return ChangeNetns(NODE, add, remove)
+
+
+def test_an_empty_chain_that_is_gone_is_made_again() -> None:
+    made = chains(own(), forward(TO_CALI, inserted=1))
+    assert chains_to_make(RULES, made, made) == {}
+    assert chains_to_make(RULES, made, chains(forward(TO_CALI))) == chains(own())
+
+
+def test_alone_a_built_in_chain_has_only_the_daemons_rules() -> None:
+    services = "-j KUBE-SERVICES"
+    whole = chains(own(services), forward(TO_CALI, services, services, TO_CALI, inserted=2))
+    assert alone(RULES, whole) == chains(own(services), forward(TO_CALI, TO_CALI, inserted=1))
 
 
 # --- routes ---------------------------------------------------------------------------------------------

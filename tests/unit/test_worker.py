@@ -10,7 +10,7 @@ import pytest
 from testbed.cluster import worker
 from testbed.cluster.messages import Applied, Apply, ChangeNetns, Failed, WriteFiles
 from testbed.kernel.channel import ChannelClosed
-from testbed.state import NODE, Chain, Link, NetnsState, NftTable, NodeState, PodState
+from testbed.state import NODE, Chain, IpSet, Link, NetnsState, NftTable, NodeState, PodState
 
 
 class Plane:
@@ -215,7 +215,7 @@ class Willing:
 
 
 class Rules(Plane):
-    """Wants a chain of iptables and a table of nftables on the node."""
+    """Wants a chain of iptables, an ipset and a table of nftables on the node."""
 
     def desired(self, node: str) -> NodeState:
         table, chain = NftTable("ip", "kube-proxy"), Chain("ipv4", "nat", "KUBE-SERVICES", ("-j ACCEPT",))
@@ -223,6 +223,7 @@ class Rules(Plane):
             NetnsState(
                 links={"lo": Link("lo", "existing")},
                 chains={("ipv4", "nat", "KUBE-SERVICES"): chain},
+                ipsets={"KUBE-CLUSTER-IP": IpSet("KUBE-CLUSTER-IP", "hash:ip,port")},
                 nft_tables={("ip", "kube-proxy"): table},
             )
         )
@@ -246,7 +247,7 @@ def test_rules_that_are_lost_are_applied_again_whoever_keeps_them_and_nothing_el
     (change,) = agent.orders[1].changes
     assert isinstance(change, ChangeNetns)
     rules = plane.desired("node-1").netns
-    assert change.add == NetnsState(chains=rules.chains, nft_tables=rules.nft_tables)
+    assert change.add == NetnsState(chains=rules.chains, ipsets=rules.ipsets, nft_tables=rules.nft_tables)
     assert change.remove == NetnsState()
 
 

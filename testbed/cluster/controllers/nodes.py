@@ -48,7 +48,10 @@ class Nodes:
             self._clock.later(self.clocks["nodeMonitorPeriod"], self._look)
 
     def network_status(self, node: str, problem: str) -> None:
-        """A node's runtime has no network, or ("") has one again."""
+        """A node's runtime has no network, or ("") has one again. Of what is no node any more nothing is
+        kept: who is asked for last, while it leaves, may answer late."""
+        if self._store.find("Node", "", node) is None:
+            return
         self._networks[node] = problem
         self._due_nodes[node] = None
 
