@@ -526,7 +526,7 @@ class Sandboxes:
         self._say(status)
 
     def _say(self, status: str) -> None:
-        before, self._status = self._status, status
+        before, self._status = self._status or "", status
         if status != before:
             self._tell(NetworkStatus(status))
         self._asked.set()
