@@ -98,6 +98,7 @@ class Nexthop(msgspec.Struct, frozen=True, omit_defaults=True):
 class Route(msgspec.Struct, frozen=True, omit_defaults=True):
     """A route of the main table. dst: CIDR, ``default`` or ``default6``; dev, via or nexthops say where to.
 
+    metric: the kernel keeps one route to a place of each; 0: the one it gives where none is asked for.
     The kernel's own routes (``proto kernel``, of addresses) are never listed.
     """
 
@@ -111,6 +112,7 @@ class Route(msgspec.Struct, frozen=True, omit_defaults=True):
     kind: Literal["unicast", "blackhole", "unreachable", "prohibit"] = "unicast"
     mtu: int | None = None
     nexthops: tuple[Nexthop, ...] = ()
+    metric: int = 0
 
 
 class Neighbour(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -319,8 +321,9 @@ class Upkeep(msgspec.Struct, frozen=True, omit_defaults=True):
 
     names: prefixes of what is its own: chains, ipsets, devices that the others are on. comment: of chains,
     what its rules in built-in ones have in their comment; protocols: of routes, those that are its own on any
-    device. exclusive: of chains, its rules have to be in front of all others; of routes, those that lead
-    elsewhere are led back, and strange ones of its own go; else only what is missing comes back.
+    device. exclusive: of chains, its rules have to be in front of all others, and strange ones in its own
+    go; of routes, those that lead elsewhere are led back, and strange ones of its own go; else only what is
+    missing, or a rule out of its order, comes back.
     """
 
     part: Literal["chains", "ipsets", "routes", "neighbours", "fdb"]

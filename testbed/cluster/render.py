@@ -152,6 +152,8 @@ def _route(route: Route) -> str:
             words.append(f"{name} {value}")
     if route.mtu:
         words.append(f"mtu {route.mtu}")
+    if route.metric:
+        words.append(f"metric {route.metric}")
     if route.proto != "boot":
         words.append(f"proto {route.proto}")
     if route.scope != "global":

@@ -76,13 +76,18 @@ class Made:
 def chains_to_make(
     upkeep: Upkeep, made: Mapping[ChainKey, Chain], there: Mapping[ChainKey, Chain]
 ) -> dict[ChainKey, Chain]:
-    """The chains of which rules are missing or, of its own, are not in their order."""
+    """The chains of which rules are missing or, of its own, are not in their order.
+
+    Strange rules in its own chains go if it is ``exclusive``, else stay, in front of what is made again.
+    """
     wrong = {}
     for key, chain in made.items():
         found = tuple(map(with_numbers, there[key].rules)) if key in there else ()
-        holds = _holds(upkeep, chain, found) if is_built_in(chain) else found == chain.rules
-        if not holds or (key not in there and not is_built_in(chain)):
-            wrong[key] = chain
+        if is_built_in(chain):
+            if not _holds(upkeep, chain, found):
+                wrong[key] = chain
+        elif key not in there or not _is_whole(upkeep, chain, found):
+            wrong[key] = chain if upkeep.exclusive else _behind_strange(chain, found)
     return wrong
 
 
@@ -112,6 +117,19 @@ def _holds(upkeep: Upkeep, chain: Chain, found: tuple[str, ...]) -> bool:
     return found[:front] == chain.rules[:front]
 
 
+def _is_whole(upkeep: Upkeep, chain: Chain, found: tuple[str, ...]) -> bool:
+    """Whether a chain of the daemon's own has its rules in their order; ``exclusive``: and nothing else."""
+    if upkeep.exclusive:
+        return found == chain.rules
+    return tuple(rule for rule in dict.fromkeys(found) if rule in chain.rules) == chain.rules
+
+
+def _behind_strange(chain: Chain, found: tuple[str, ...]) -> Chain:
+    """As flanneld makes its rules again: it deletes those and appends them, one after the other."""
+    strange = tuple(rule for rule in found if rule not in chain.rules)
+    return msgspec.structs.replace(chain, rules=strange + chain.rules)
+
+
 def _says(upkeep: Upkeep, rule: str) -> bool:
     return f'--comment "{upkeep.comment}' in rule
 
@@ -136,12 +154,20 @@ def sets_to_change(made: Mapping[str, IpSet], there: Mapping[str, IpSet]) -> Wis
 
 
 def routes_to_change(upkeep: Upkeep, made: Mapping[str, Route], there: Iterable[Route]) -> Wish:
-    """Routes to where none leads any more; ``exclusive``: or only others do; and strange ones, which go."""
+    """Routes to where none leads any more; ``exclusive``: or only others do; and strange ones, which go.
+
+    Who is not ``exclusive`` adds its own beside one of another metric: the kernel keeps both.
+    """
     found: dict[str, list[Route]] = {}
     for route in there:
         found.setdefault(route.dst, []).append(route)
     if not upkeep.exclusive:
-        return NetnsState(routes={dst: each for dst, each in made.items() if dst not in found}), NetnsState()
+        missing = {
+            dst: each
+            for dst, each in made.items()
+            if not any(_in_place_of(each, other) for other in found.get(dst, ()))
+        }
+        return NetnsState(routes=missing), NetnsState()
     add = {
         dst: each for dst, each in made.items() if not any(_same(each, other) for other in found.get(dst, ()))
     }
@@ -180,6 +206,15 @@ def _same(made: Route, there: Route) -> bool:
     if (made.kind, made.proto, _address(made.via)) != (there.kind, there.proto, _address(there.via)):
         return False
     return made.kind != "unicast" or made.dev in (None, there.dev)
+
+
+def _in_place_of(made: Route, there: Route) -> bool:
+    """Whether another route leads to the same, or has the place of this one, which can then not be added.
+
+    Source: flannel ``pkg/backend/route_network.go``: routeEqual, RouteAdd.
+    """
+    to, leads = ((_address(route.via), route.dev) for route in (made, there))
+    return to == leads or made.metric == there.metric
 
 
 def _address(text: str | None) -> object:

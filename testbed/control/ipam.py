@@ -23,21 +23,26 @@ ASKED = "testbed/ip"
 """The annotation of pods that ask for addresses: one, or one of each family, comma-separated."""
 
 
-def asked_addresses(text: str) -> dict[int, str]:
+def asked_addresses(text: str) -> list[str]:
+    """The addresses that an annotation asks for, each once. Raises AllocationError."""
+    try:
+        found = [ip_address(each) for each in filter(None, map(str.strip, text.split(",")))]
+    except ValueError as error:
+        raise AllocationError(f"annotation {ASKED}: {error}") from error
+    return list(dict.fromkeys(map(str, found)))
+
+
+def asked_by_version(text: str) -> dict[int, str]:
     """The addresses that an annotation asks for, by IP version. Raises AllocationError.
 
     Two of one family are refused in Calico's words (``cni-plugin/pkg/k8s/k8s.go``: validateAndExtractIPs).
     """
     found: dict[int, str] = {}
-    for each in filter(None, map(str.strip, text.split(","))):
-        try:
-            address = ip_address(each)
-        except ValueError as error:
-            raise AllocationError(f"annotation {ASKED}: {error}") from error
-        if address.version in found:
-            family = f"IPv{address.version}"
-            raise AllocationError(f'cannot have more than one {family} address for "{ASKED}" annotation')
-        found[address.version] = str(address)
+    for address in asked_addresses(text):
+        version = ip_address(address).version
+        if version in found:
+            raise AllocationError(f'cannot have more than one IPv{version} address for "{ASKED}" annotation')
+        found[version] = address
     return found
 
 
@@ -126,9 +131,14 @@ class Range:
         self._latest = number
         return str(self._text(number))
 
+    def __contains__(self, address: str) -> bool:
+        """Whether an address is in the range: the gateway is, the network's and its broadcast are not."""
+        it = ip_address(address)
+        return it.version == self.network.version and self._first <= int(it) <= self._last
+
     def _asked(self, asked: str) -> int:
         number = int(ip_address(asked))
-        if not self._first <= number <= self._last:
+        if asked not in self:
             raise AllocationError(f"requested IP address {asked} is not available in range set {self}")
         if number == self._first:
             raise AllocationError(f"requested ip {asked} is subnet's gateway")
@@ -164,18 +174,23 @@ class NodeIpam:
     def allocate(self, owner: str, asked: str = "") -> tuple[str, ...]:
         """One address per family; asked: comma-separated addresses wanted (annotation ``testbed/ip``).
 
-        Nothing stays reserved where one family has none. Raises AllocationError.
+        Each range takes the first of those in it; what is left over, no range's or a second one's, is
+        refused. Nothing stays reserved then, nor where one family has none. Raises AllocationError. Source:
+        ``plugins/ipam/host-local/main.go``.
         """
         wanted = asked_addresses(asked)
         got: list[str] = []
         try:
             for number, range_ in enumerate(self.ranges):
+                this = next((address for address in wanted if address in range_), None)
+                if this is not None:
+                    wanted.remove(this)
                 try:
-                    got.append(range_.allocate(owner, wanted.pop(range_.network.version, None)))
+                    got.append(range_.allocate(owner, this))
                 except AllocationError as error:
                     raise AllocationError(f"failed to allocate for range {number}: {error}") from error
             if wanted:
-                raise AllocationError(f"failed to allocate all requested IPs: {next(iter(wanted.values()))}")
+                raise AllocationError(f"failed to allocate all requested IPs: {' '.join(wanted)}")
         except AllocationError:
             self.release(owner)
             raise

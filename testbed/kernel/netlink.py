@@ -65,7 +65,8 @@ IFLA_IPTUN_LOCAL, IFLA_IPTUN_PMTUDISC = 2, 10
 IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST, IFA_FLAGS = 1, 2, 4, 8
 IFA_F_NODAD = 0x02
 
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PREFSRC, RTA_METRICS, RTA_MULTIPATH, RTA_VIA = 1, 4, 5, 7, 8, 9, 18
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS = 1, 4, 5, 6, 7, 8
+RTA_MULTIPATH, RTA_VIA = 9, 18
 RTAX_MTU = 2
 RTNH_F_ONLINK = 4
 RT_TABLE_MAIN = 254
@@ -395,6 +396,8 @@ def _route(kind: int, flags: int, verb: str, route: Route, index: Mapping[str, i
         attributes.append(_u32(RTA_OIF, index[route.dev]))
     if route.src is not None:
         attributes.append(attribute(RTA_PREFSRC, _packed(route.src)))
+    if route.metric:
+        attributes.append(_u32(RTA_PRIORITY, route.metric))
     if route.mtu is not None:
         attributes.append(_nested(RTA_METRICS, _u32(RTAX_MTU, route.mtu)))
     # A route is deleted whatever its scope; IPv6 knows no scopes.

@@ -34,6 +34,9 @@ from testbed.state import (
     Vxlan,
 )
 
+IPV6_METRIC = 1024
+"""Of an IPv6 route for which none was asked."""
+
 KERNEL_PROTOCOLS = frozenset({"kernel", "ra"})
 
 
@@ -192,6 +195,7 @@ def parse_routes(routes: Iterable[dict[str, Any]], ipv6: bool) -> list[Route]:
 def _route(route: dict[str, Any], ipv6: bool) -> Route:
     hops = tuple(Nexthop(_via(hop) or "", hop.get("dev")) for hop in route.get("nexthops", ()))
     metrics = route.get("metrics") or [{}]
+    metric = route.get("metric", 0)
     return Route(
         dst=_destination(route["dst"], ipv6),
         via=_via(route),
@@ -203,6 +207,7 @@ def _route(route: dict[str, Any], ipv6: bool) -> Route:
         kind=route.get("type", "unicast"),
         mtu=metrics[0].get("mtu"),
         nexthops=hops,
+        metric=0 if ipv6 and metric == IPV6_METRIC else metric,
     )
 
 

@@ -231,6 +231,36 @@ def test_a_deleted_route_of_host_gw_comes_back_and_one_that_leads_elsewhere_stay
         assert (TO_B, OUTSIDE, "eth0") in routes(lab.a)
 
 
+def test_a_missing_route_of_host_gw_comes_back_beside_one_of_another_metric() -> None:
+    with running_lab() as lab:
+        looked_after(lab, 0.2, backend="host-gw")
+        lab.a.ok("ip", "route", "add", TO_B, "via", OUTSIDE, "metric", "100")
+        lab.a.ok("ip", "route", "del", TO_B, "via", "172.18.0.3")
+        wait_until(lambda: (TO_B, "172.18.0.3", "eth0") in routes(lab.a), 10, "the route is back")
+        assert (TO_B, OUTSIDE, "eth0") in routes(lab.a)
+        ping(lab.a, IP["b1"], where="uid-a1")
+
+
+def test_a_strange_rule_in_a_chain_of_flannels_stays() -> None:
+    """While nothing is missing; and where something is, flannel's own rules are made again behind it."""
+    strange = "-A FLANNEL-FWD -s 192.0.2.1/32 -j DROP"
+
+    def rules() -> list[str]:
+        return lab.a.ok("iptables-nft", "-S", "FLANNEL-FWD").splitlines()[1:]
+
+    with running_lab() as lab:
+        looked_after(lab, 0.2, backend="host-gw")
+        own = rules()
+        lab.a.ok("iptables-nft", *strange.split())
+        for _ in range(2):  # looks at rules come between those at routes
+            lab.a.ok("ip", "route", "del", TO_B)
+            wait_until(lambda: leads_to_b(lab), 10, "the route is back")
+        assert rules() == [*own, strange]
+        lab.a.ok("iptables-nft", "-D", "FLANNEL-FWD", "1")
+        wait_until(lambda: len(rules()) == 3, 10, "the rule is back", detail=lambda: str(rules()))
+        assert rules() == [strange, *own]
+
+
 def test_a_route_that_is_no_longer_wanted_is_not_put_back() -> None:
     with running_lab() as lab:
         looked_after(lab, 0.2, backend="host-gw")

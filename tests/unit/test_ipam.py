@@ -56,8 +56,10 @@ def test_dual_stack_leaves_nothing_reserved_when_one_family_fails():
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ("10.244.1.7,10.244.1.8", r'^cannot have more than one IPv4 address for "testbed/ip" annotation$'),
-        ("fd00::7, 10.244.1.7, fd00::8", r"^cannot have more than one IPv6 address for"),
+        ("10.244.1.7,10.244.1.8", r"^failed to allocate all requested IPs: 10\.244\.1\.8$"),
+        ("fd00::7, 10.244.1.7, fd00::8", r"^failed to allocate all requested IPs: fd00::7 fd00::8$"),
+        ("192.168.1.1", r"^failed to allocate all requested IPs: 192\.168\.1\.1$"),
+        ("10.244.1.255", r"^failed to allocate all requested IPs: 10\.244\.1\.255$"),
         (
             "10.244.1.7, soon",
             r"^annotation testbed/ip: 'soon' does not appear to be an IPv4 or IPv6 address$",
@@ -70,7 +72,7 @@ def test_what_cannot_be_asked_for_is_refused_and_nothing_stays_reserved(asked: s
     ipam = NodeIpam(("10.244.1.0/24",))
     with pytest.raises(AllocationError, match=message):
         ipam.allocate("a", asked)
-    assert ipam.allocate("a", "10.244.1.7") == ("10.244.1.7",)
+    assert ipam.allocate("a", "10.244.1.7, 10.244.1.7") == ("10.244.1.7",)
 
 
 def test_the_range_that_has_no_address_is_named_by_its_number():

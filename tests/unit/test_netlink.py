@@ -82,14 +82,15 @@ def test_address_has_its_broadcast_and_ipv6_no_duplicate_detection():
     assert six.get_attr("IFA_FLAGS") == netlink.IFA_F_NODAD
 
 
-def test_route_with_gateway_device_source_and_mtu():
-    route = Route("10.2.0.0/24", via="172.18.0.3", dev="eth0", src="10.1.0.1", proto="bird", mtu=1450)
+def test_route_with_gateway_device_source_mtu_and_metric():
+    route = Route("10.2.0.0/24", "172.18.0.3", "eth0", "10.1.0.1", proto="bird", mtu=1450, metric=32)
     message = decoded(netlink.add_route(route, {"eth0": 2}), rtmsg)
     assert (message["dst_len"], message["proto"], message["table"]) == (24, 12, 254)
     assert message.get_attr("RTA_DST") == "10.2.0.0"
     assert message.get_attr("RTA_GATEWAY") == "172.18.0.3"
     assert message.get_attr("RTA_OIF") == 2
     assert message.get_attr("RTA_PREFSRC") == "10.1.0.1"
+    assert message.get_attr("RTA_PRIORITY") == 32
     assert message.get_attr("RTA_METRICS").get_attr("RTAX_MTU") == 1450
 
 

@@ -15,6 +15,7 @@ from testbed.cluster.upkeep import (
     versions,
 )
 from testbed.dataplane import dataplanes
+from testbed.kernel.readback import parse_routes
 from testbed.rules.iptables import key
 from testbed.state import NODE, Chain, FdbEntry, IpSet, Link, NetnsState, PodState, Route, Upkeep
 
@@ -75,6 +76,13 @@ def test_a_route_that_leads_elsewhere_is_led_back_only_by_who_is_exclusive() -> 
     assert routes_to_change(ROUTES, of(PEER), [astray]) == (NetnsState(routes=of(PEER)), NetnsState())
 
 
+def test_a_route_of_another_metric_has_nobodys_place() -> None:
+    astray = Route(PEER.dst, via="172.18.0.9", dev="eth0", metric=100)
+    assert routes_to_change(LOOSE, of(PEER), [astray]) == (NetnsState(routes=of(PEER)), NetnsState())
+    same = Route(PEER.dst, via=PEER.via, dev=PEER.dev, metric=100)
+    assert routes_to_change(LOOSE, of(PEER), [astray, same]) == (NetnsState(), NetnsState())
+
+
 def test_strange_routes_of_ones_own_go_and_those_of_others_stay() -> None:
     strange = [Route("10.0.0.9/32", dev="cali1"), Route("10.0.2.0/26", dev="eth0", proto="80")]
     others = [Route("default", via="172.18.0.1", dev="eth0"), Route("10.0.3.0/26", dev="eth0", proto="bird")]
@@ -90,6 +98,14 @@ def test_as_the_kernel_shows_a_route_it_is_the_same() -> None:
         Route("fd00:1::/122", via="fd00::1", dev="vxlan.calico", proto="80"),
     ]
     assert routes_to_change(ROUTES, of(hole, peer), there) == (NetnsState(), NetnsState())
+
+
+def test_the_metric_of_a_route_is_read_but_for_the_one_that_the_kernel_gives() -> None:
+    def metrics(*shown: dict[str, Any], ipv6: bool) -> list[int]:
+        return [route.metric for route in parse_routes(({"dst": "default", **each} for each in shown), ipv6)]
+
+    assert metrics({}, {"metric": 1024}, ipv6=False) == [0, 1024]
+    assert metrics({"metric": 1024}, {"metric": 32}, ipv6=True) == [0, 32]
 
 
 def test_one_of_several_routes_to_a_place_is_enough() -> None:
@@ -130,6 +146,20 @@ def test_chains_with_a_missing_rule_or_in_disorder_are_made_again() -> None:
         own("-j A", "-j B")
     )
     assert chains_to_make(RULES, made, {}) == made
+
+
+def test_strange_rules_in_ones_own_chain_stay_unless_one_is_exclusive() -> None:
+    made = chains(own("-j A", "-j B"))
+    there = chains(own("-j SOMEBODY", "-j A", "-j A", "-j ELSE", "-j B"))
+    assert chains_to_make(RULES, made, there) == {}
+    assert chains_to_make(IN_FRONT, made, there) == made
+
+
+def test_rules_that_are_made_again_come_behind_strange_ones() -> None:
+    made = chains(own("-j A", "-j B"))
+    whole = chains(own("-j SOMEBODY", "-j A", "-j B"))
+    for there in (("-j A", "-j SOMEBODY"), ("-j B", "-j SOMEBODY", "-j A")):
+        assert chains_to_make(RULES, made, chains(own(*there))) == whole
 
 
 def test_a_protocol_that_the_machine_has_a_name_for_is_the_same() -> None:

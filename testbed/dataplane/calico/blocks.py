@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
-from testbed.control.ipam import NOTHING, AllocationError, Held, asked_addresses
+from testbed.control.ipam import NOTHING, AllocationError, Held, asked_by_version
 
 Network = IPv4Network | IPv6Network
 
@@ -177,7 +177,7 @@ class BlockIpam:
         """See ``Ipam``."""
         if owner in self._ips:
             raise AllocationError(f"{owner} has been allocated, duplicate allocation is not allowed")
-        wanted = asked_addresses(asked)
+        wanted = asked_by_version(asked)
         got: list[str] = []
         try:
             for version, pool in self._pools.items():

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, ip_address, summarize_address_range
 
-from testbed.control.ipam import NOTHING, AllocationError, Held, asked_addresses
+from testbed.control.ipam import NOTHING, AllocationError, Held, asked_by_version
 
 EXPOSED = "weave:expose"
 """What the bridge's address is for."""
@@ -131,7 +131,7 @@ class Ring:
         Errors are the plugin's (``plugin/net/cni.go``).
         """
         try:
-            return (self._allocate(node, owner, asked_addresses(asked)),)
+            return (self._allocate(node, owner, asked_by_version(asked)),)
         except AllocationError as error:
             raise AllocationError(f"unable to allocate IP address: {error}") from error
 
