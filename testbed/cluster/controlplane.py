@@ -516,8 +516,9 @@ class ControlPlane:
         return allowed
 
     def judged(self, node: str) -> None:
-        """The node's open connections were dealt with as ``judge`` said."""
-        self._judged[node] = self._judging(node)
+        """The node's open connections were dealt with as ``judge`` said; it may have left meanwhile."""
+        if node in self._nodes:
+            self._judged[node] = self._judging(node)
 
     def _judging(self, node: str) -> NetnsState:
         """The rules that may cut connections off: none where there is no policy."""

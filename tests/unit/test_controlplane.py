@@ -353,6 +353,27 @@ def test_what_was_cut_off_goes_on_when_the_last_policy_goes() -> None:
     assert plane.judge("node-1") is None
 
 
+def test_a_node_that_left_while_its_connections_were_listed_is_judged_no_more() -> None:
+    deny = {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": "deny", "namespace": "default"},
+        "spec": {"podSelector": {}},
+    }
+    plane = make_plane(deny, pod("one", nodeName="node-1"), pod("two", nodeName="node-2"), nodes=2)
+    drive(plane)
+    for name in ("node-1", "node-2"):
+        plane.desired(name)
+        assert plane.judge(name) is not None
+    plane.store.delete("Node", "", "node-2")
+    for name in ("node-1", "node-2"):
+        plane.judged(name)
+    plane.store.create(node(2), trusted=True)
+    plane.desired("node-2")
+    assert plane.judge("node-2") is not None, "what joins by its name was never judged"
+    assert plane.judge("node-1") is None
+
+
 def test_a_pod_that_cannot_be_made_yet_says_the_address_that_its_node_got_meanwhile() -> None:
     other, over = pod("other", nodeName="node-2"), pod("over", nodeName="node-1")
     plane = make_plane(pod("a", nodeName="node-1"), pod("b", nodeName="node-1"), other, over, prefix=30)
