@@ -34,7 +34,7 @@ from testbed.control.served import KINDS as SERVED_KINDS
 from testbed.control.served import Served
 from testbed.control.snapshot import ClusterFacts, Node, Pod, Router, Snapshot
 from testbed.control.workloads import is_ready
-from testbed.dataplane import Dataplane, Routing
+from testbed.dataplane import Dataplane, Pooling, Routing
 from testbed.objects.status import ApiError
 from testbed.objects.store import Event, Store
 from testbed.policy.meaning import Flow, Meaning
@@ -166,6 +166,7 @@ class ControlPlane:
             obj,
             self._networks.get(name),
             had_pods=name in self._had_pods,
+            pooled=isinstance(self._dataplane, Pooling),
             held=self.ipam.held(name),
         )
         if node == known:
