@@ -34,7 +34,7 @@ from testbed.control.served import KINDS as SERVED_KINDS
 from testbed.control.served import Served
 from testbed.control.snapshot import ClusterFacts, Node, Pod, Router, Snapshot
 from testbed.control.workloads import is_ready
-from testbed.dataplane import Dataplane, Routing
+from testbed.dataplane import Dataplane, Pooling, Routing
 from testbed.objects.status import ApiError
 from testbed.objects.store import Event, Store
 from testbed.policy.meaning import Flow, Meaning
@@ -166,6 +166,7 @@ class ControlPlane:
             obj,
             self._networks.get(name),
             had_pods=name in self._had_pods,
+            pooled=isinstance(self._dataplane, Pooling),
             held=self.ipam.held(name),
         )
         if node == known:
@@ -516,8 +517,9 @@ class ControlPlane:
         return allowed
 
     def judged(self, node: str) -> None:
-        """The node's open connections were dealt with as ``judge`` said."""
-        self._judged[node] = self._judging(node)
+        """The node's open connections were dealt with as ``judge`` said; it may have left meanwhile."""
+        if node in self._nodes:
+            self._judged[node] = self._judging(node)
 
     def _judging(self, node: str) -> NetnsState:
         """The rules that may cut connections off: none where there is no policy."""

@@ -20,7 +20,8 @@ class Node:
     networks: the subnets its own interface is in (``192.168.100.0/24``): what it reaches without a router.
     had_pods: whether a pod of the pod network ever came to it; plugins leave their bridge behind.
     to_be_deleted: an autoscaler or somebody is about to delete it. balanced: load balancers may use it.
-    held: what it has of a pool that nodes share.
+    pooled: whether its pods have their addresses of a pool that nodes share (``dataplane.Pooling``): then
+    held is what it has of that, and pod_cidrs say nothing of where its pods are.
     """
 
     name: str
@@ -33,7 +34,15 @@ class Node:
     ready: bool = True
     to_be_deleted: bool = False
     balanced: bool = True
+    pooled: bool = False
     held: Held = NOTHING
+
+    @property
+    def pod_ranges(self) -> tuple[str, ...]:
+        """Where its pods are, as CIDRs: its podCIDRs, or what it holds and has borrowed of a pool."""
+        if not self.pooled:
+            return self.pod_cidrs
+        return (*self.held.ranges, *(f"{ip}/{128 if ':' in ip else 32}" for ip in self.held.borrowed))
 
 
 @dataclass(frozen=True)

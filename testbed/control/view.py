@@ -141,9 +141,10 @@ def typed_node(
     networks: tuple[str, ...] | None = None,
     *,
     had_pods: bool = False,
+    pooled: bool = False,
     held: Held = NOTHING,
 ) -> Node:
-    """One Node object, typed; networks, had_pods and held: see ``Node``."""
+    """One Node object, typed; networks, had_pods, pooled and held: see ``Node``."""
     metadata, spec, status = node["metadata"], node.get("spec", {}), node.get("status", {})
     cidrs = spec.get("podCIDRs") or ([spec["podCIDR"]] if spec.get("podCIDR") else [])
     labels = metadata.get("labels") or {}
@@ -164,6 +165,7 @@ def typed_node(
         to_be_deleted="deletionTimestamp" in metadata
         or any(taint["key"] == TO_BE_DELETED for taint in spec.get("taints") or ()),
         balanced=NOT_BALANCED not in labels,
+        pooled=pooled,
         held=held,
     )
 

@@ -4,6 +4,8 @@ Not what a bad cable does, though close: the packet crosses the wire, a capture 
 shows it, and then a rule of table raw drops it (``-m statistic --mode random``, one independent draw per
 packet) before connection tracking and routing see it. Only IP is lost, never ARP. A packet that the kernel
 has not cut into segments yet counts as one. Where the kernel has netem, ``impair`` loses on the wire itself.
+What comes by IP in IP is drawn for once it has left the tunnel: one that is made of programs leads past table
+raw (``kernel.ipip``).
 """
 
 from __future__ import annotations
@@ -30,9 +32,14 @@ def probability(share: float) -> str:
 
 
 def addresses(node: Node) -> list[tuple[Family, str]]:
-    """Where packets of a node and of its pods come from: its own addresses and its pod ranges, by family."""
-    found = [*(f"{address}/{128 if ':' in address else 32}" for address in node.addresses), *node.pod_cidrs]
+    """Where packets of a node and of its pods come from: its addresses and its pods' ranges, by family."""
+    found = [*(f"{address}/{128 if ':' in address else 32}" for address in node.addresses), *node.pod_ranges]
     return [("ipv6" if ":" in each else "ipv4", each) for each in found]
+
+
+def tunnels(netns: NetnsState, family: Family) -> list[str]:
+    """A node's devices of IP in IP, by which packets come in of which table raw may not see the outer one."""
+    return [link.name for link in netns.links.values() if link.kind == "ipip"] if family == "ipv4" else []
 
 
 @fault("loss")
@@ -45,6 +52,7 @@ class Loss(Fault, frozen=True, kw_only=True):
     aim: ClassVar[Aim] = "node"
     needs: ClassVar[frozenset[str]] = frozenset({"iptables"})
     outlives_nodes: ClassVar[bool] = True
+    follows_nodes: ClassVar[bool] = True
 
     loss: Annotated[float, msgspec.Meta(gt=0, le=1)]
     source: str = ""
@@ -60,15 +68,17 @@ class Loss(Fault, frozen=True, kw_only=True):
         """Rules in front of all others."""
         share = f"-m statistic --mode random --probability {probability(self.loss)} -j DROP"
         froms = [each for peer in target.peers for each in addresses(peer)]
-        rules: dict[Family, list[str]] = {"ipv4": [], "ipv6": []}
+        sources: dict[Family, list[str]] = {"ipv4": [], "ipv6": []}
         for family, source in froms or [("ipv4", ""), ("ipv6", "")]:
-            chosen = f"-s {source} " if source else ""
-            rules[family].append(f"{chosen}-i {DEVICE} {share}")
+            sources[family].append(f"-s {source} " if source else "")
 
         def change(netns: NetnsState) -> NetnsState:
-            for family, listed in rules.items():
-                if listed:
-                    netns = with_rules(netns, family, "raw", "PREROUTING", listed)
+            for family, chosen in sources.items():
+                inner = tunnels(netns, family)
+                ways = [f"{DEVICE} ! -p 4", *inner] if inner else [DEVICE]
+                if chosen:
+                    rules = [f"{source}-i {way} {share}" for source in chosen for way in ways]
+                    netns = with_rules(netns, family, "raw", "PREROUTING", rules)
             return netns
 
         return on_nodes(states, (node.name for node in target.nodes), change)

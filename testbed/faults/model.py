@@ -46,12 +46,15 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     aim: what it acts on; needs: capabilities; namespace, selector: of the pods it acts on where nobody names
     any; outlives_nodes: whether it is of the machine or the network and not of what runs there, so that it
-    stays where a node leaves the cluster; outlives_peers: whether it stays where a peer of the target leaves.
+    stays where a node leaves the cluster; outlives_peers: whether it stays where a peer of the target leaves;
+    follows_nodes: whether it sees the nodes and peers of its target as they are now, with the ranges that
+    their pods have got since, and not as they were when it was applied.
     """
 
     aim: ClassVar[Aim] = "node"
     outlives_nodes: ClassVar[bool] = False
     outlives_peers: ClassVar[bool] = True
+    follows_nodes: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset()
     namespace: ClassVar[str] = ""
     selector: ClassVar[str] = ""

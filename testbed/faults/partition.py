@@ -16,7 +16,7 @@ import msgspec
 
 from testbed.control.snapshot import Node
 from testbed.errors import InputError
-from testbed.faults.loss import DEVICE, addresses
+from testbed.faults.loss import DEVICE, addresses, tunnels
 from testbed.faults.model import Fault, States, fault, on_nodes, with_rules
 from testbed.faults.target import Aim, Scene, Target, other_nodes
 from testbed.state import Family, NetnsState
@@ -27,11 +27,13 @@ if TYPE_CHECKING:
 
 def dropping(netns: NetnsState, sources: Iterable[tuple[Family, str]]) -> NetnsState:
     """The netns dropping all that comes from the network with these source addresses."""
-    listed = list(sources)
-    for family in ("ipv4", "ipv6"):
-        rules = [f"-s {source} -i {DEVICE} -j DROP" for kind, source in listed if kind == family]
-        if rules:
-            netns = with_rules(netns, "ipv4" if family == "ipv4" else "ipv6", "raw", "PREROUTING", rules)
+    chosen: dict[Family, list[str]] = {"ipv4": [], "ipv6": []}
+    for family, source in sources:
+        chosen[family].append(source)
+    for family, listed in chosen.items():
+        ways = [DEVICE, *tunnels(netns, family)]
+        if rules := [f"-s {source} -i {way} -j DROP" for source in listed for way in ways]:
+            netns = with_rules(netns, family, "raw", "PREROUTING", rules)
     return netns
 
 
@@ -46,6 +48,7 @@ class Partition(Fault, frozen=True, kw_only=True):
     aim: ClassVar[Aim] = "node"
     needs: ClassVar[frozenset[str]] = frozenset({"iptables"})
     outlives_nodes: ClassVar[bool] = True
+    follows_nodes: ClassVar[bool] = True
 
     api: bool = True
 

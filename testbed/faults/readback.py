@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from testbed.rules.iptables import is_built_in
+from testbed.rules.iptables import is_built_in, with_numbers
 from testbed.state import Chain, NetnsState, NodeState
 
 IDENTIFYING = frozenset({"dst", "mac", "via", "address", "kind"})
@@ -48,7 +48,7 @@ def unlike(before: NetnsState, after: NetnsState, found: NetnsState) -> list[str
 def _unlike(old: Any, new: Any, seen: Any) -> Iterator[str]:
     if isinstance(new or old, Chain) and is_built_in(new or old):
         wanted, gone = (set(chain.rules) if chain else set() for chain in (new, old))
-        there = set(seen.rules) if seen else set()
+        there = set(map(with_numbers, seen.rules)) if seen else set()
         yield from (f"no rule {rule}" for rule in sorted(wanted - gone - there))
         yield from (f"still has {rule}" for rule in sorted((gone - wanted) & there))
     elif new is None:

@@ -6,6 +6,7 @@ from ipaddress import ip_network
 
 import msgspec
 
+from testbed.control.snapshot import Node
 from testbed.errors import InputError
 from testbed.faults.model import Fault, States, fault, on_nodes
 from testbed.faults.target import Scene, Target, other_nodes
@@ -16,7 +17,8 @@ from testbed.state import NetnsState, Route
 class RouteWithdrawn(Fault, frozen=True, kw_only=True):
     """The node's routes to the pods of other nodes are gone, as if nobody announced them any more.
 
-    to: a node, whose pod ranges and address they lead to, or a range (all routes within it); without, all.
+    to: a node, to which or to whose pods they lead, or a range (all routes within it); without, all. What a
+    routing daemon learns is not among them: ``bgp-withdrawn``.
     """
 
     to: str = ""
@@ -44,10 +46,17 @@ class RouteWithdrawn(Fault, frozen=True, kw_only=True):
 def _gone(route: Route, target: Target) -> bool:
     if route.dst in ("default", "default6"):
         return False
-    ranges = [*target.addresses, *(cidr for peer in target.peers for cidr in peer.pod_cidrs)]
-    return any(_within(route.dst, cidr) for cidr in ranges) or any(
-        route.via in peer.addresses for peer in target.peers
+    return any(_within(route.dst, cidr) for cidr in target.addresses) or any(
+        _leads_to(route, peer) for peer in target.peers
     )
+
+
+def _leads_to(route: Route, peer: Node) -> bool:
+    """Whether it is to the peer or its pods. Of a pool the next hop alone says so: in a range that the peer
+    holds others may have borrowed addresses."""
+    if route.via in (*peer.addresses, *peer.held.own.values()):
+        return True
+    return not peer.pooled and any(_within(route.dst, cidr) for cidr in peer.pod_cidrs)
 
 
 def _within(dst: str, cidr: str) -> bool:

@@ -106,6 +106,7 @@ class Faults:
     def perturb(self, node: str, state: NodeState) -> NodeState:
         """A node's state with all faults that are on; the same object for the same state and faults."""
         self._true[node] = state
+        self._follow()
         order = tuple((each.id, each.target, each.over) for each in self._active.values())
         kept = self._kept.get(node)
         if kept is not None and kept[0] is state and kept[1] == order:
@@ -115,6 +116,12 @@ class Faults:
             perturbed = state
         self._kept[node] = state, order, perturbed
         return perturbed
+
+    def _follow(self) -> None:
+        """Show the faults that follow their nodes what these are now."""
+        for each in self._active.values():
+            if each.fault.follows_nodes:
+                each.target = each.target.now(self._plane.snapshot().node)
 
     def _folded(self, node: str, state: NodeState, without: str = "") -> NodeState:
         for each in self._active.values():

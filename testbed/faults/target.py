@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 import msgspec
 
+from testbed.control.ipam import NOTHING
 from testbed.control.snapshot import Node, Pod, Snapshot
 from testbed.errors import InputError
 from testbed.objects.selectors import parse_labels
@@ -43,7 +44,7 @@ class Link(msgspec.Struct, frozen=True):
 
 
 class Target(msgspec.Struct, frozen=True):
-    """What a fault acts on, as it was when the fault was applied.
+    """What a fault acts on, as it was when the fault was applied (but see ``Fault.follows_nodes``).
 
     peers, addresses: what else it is about, by its options: the other side of a withdrawn route, say. fault:
     the id of what acts on it, under which that keeps its running programs.
@@ -63,6 +64,14 @@ class Target(msgspec.Struct, frozen=True):
     def without(self, node: str) -> Target:
         """All its nodes but this one."""
         return msgspec.structs.replace(self, nodes=tuple(each for each in self.nodes if each.name != node))
+
+    def now(self, there: Mapping[str, Node]) -> Target:
+        """With its nodes and peers as they are. Who has left is as it was, but holds nothing of a pool."""
+
+        def now(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
+            return tuple(there.get(node.name) or replace(node, held=NOTHING) for node in nodes)
+
+        return msgspec.structs.replace(self, nodes=now(self.nodes), peers=now(self.peers))
 
     @property
     def names(self) -> list[str]:

@@ -267,7 +267,7 @@ def _within(ip: str, cidr: str) -> bool:
 
 def own_addresses(node: Node) -> tuple[str, ...]:
     """A node's own addresses, and those of its devices by which it reaches its pods: what it holds of a
-    shared pool for itself, else the first of each podCIDR."""
-    if node.held.own:
+    shared pool for itself, if anything; without a pool the first of each podCIDR."""
+    if node.pooled:
         return (*node.addresses, *node.held.own.values())
     return (*node.addresses, *(str(network(cidr).network_address + 1) for cidr in node.pod_cidrs))

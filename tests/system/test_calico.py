@@ -911,7 +911,10 @@ def test_a_node_may_join_leave_and_get_another_address(options: dict[str, str], 
     a1, b1 = (
         replace(each, ips=each.ips[:1]) for each in (node_lab.pod("a1", "a", 2), node_lab.pod("b1", "b", 2))
     )
-    a, b = (replace(node, pod_cidrs=node.pod_cidrs[:1], held=HELD[node.name]) for node in node_lab.NODES)
+    a, b = (
+        replace(node, pod_cidrs=node.pod_cidrs[:1], pooled=True, held=HELD[node.name])
+        for node in node_lab.NODES
+    )
     moved = replace(b, addresses=("172.18.0.33", *b.addresses[1:]))
     with TemporaryDirectory() as state, monkeypatch.context() as patched:
         patched.setattr(daemons, "STATE", Path(state))  # a control socket's path must be short

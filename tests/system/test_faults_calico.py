@@ -291,3 +291,83 @@ def test_protocol_4_is_filtered_only_where_it_is_used(vxlan: Lab) -> None:
 
 def routes(place: Place) -> dict[str, dict[str, Any]]:
     return {route["dst"]: route for route in told(place, "ip", "-json", "-details", "route")}
+
+
+# --- what is of all dataplanes ----------------------------------------------------------------------------
+
+
+def sources(lab: Lab, number: int) -> set[str]:
+    """What a node drops in table raw has these sources."""
+    rules = ok(lab.node(number), "iptables", "-t", "raw", "-S", "PREROUTING")
+    return set(re.findall(r"^-A PREROUTING -s (\S+) -i eth0 .*-j DROP$", rules, re.M))
+
+
+def dropped(lab: Lab, number: int, source: str) -> int:
+    """Packets of that source that a node has dropped."""
+    rules = ok(lab.node(number), "iptables", "-t", "raw", "-nvxL", "PREROUTING")
+    (line,) = (each for each in rules.splitlines() if " DROP " in each and f" {source} " in each)
+    return int(line.split()[0])
+
+
+def test_a_partition_divides_pods_too(lab: Lab) -> None:
+    with lab.cluster.fault("partition", "node-2"):
+        assert {lab.block("p2"), "192.168.100.12/32"} <= sources(lab, 1) & sources(lab, 3)
+        assert {lab.block("p1"), lab.block("p3"), "192.168.100.11/32"} <= sources(lab, 2)
+        for source, target in (("p1", "p2"), ("p2", "p1"), ("p2", "p3"), ("p3", "p2")):
+            assert not lab.reaches(source, target), f"{source} reaches {target}"
+        assert lab.reaches("p1", "p3")
+        assert lab.reaches("p2", "near")
+    assert sources(lab, 1) == set()
+    lab.whole()
+
+
+def test_what_comes_through_a_tunnel_is_lost_with_the_rest(tunnelled: Lab) -> None:
+    lab = tunnelled
+    with lab.cluster.fault("loss", "node-2", loss=1, source="node-1"):
+        assert not lab.reaches("p1", "p2")
+        assert lab.reaches("p3", "p2")
+    lab.whole()
+    with lab.cluster.fault("loss", "node-2", loss=1):
+        assert not lab.reaches("p3", "p2")
+        assert lab.reaches("p2", "near")
+    lab.whole()
+
+
+def test_loss_of_one_source_is_of_its_pods_too_in_whatever_block_they_come(bgp: Lab, tmp_path: Path) -> None:
+    block = bgp.block("p1")
+    taken = {bgp.block(name) for name in PODS}
+    free = next(each for each in ip_network("10.244.0.0/16").subnets(new_prefix=26) if str(each) not in taken)
+    late = written(tmp_path, pod("late", "node-1", str(free[5])))
+    with bgp.cluster.fault("loss", "node-2", loss=1, source="node-1"):
+        assert sources(bgp, 2) == {"192.168.100.11/32", block}
+        assert not bgp.reaches("p1", "p2")
+        assert dropped(bgp, 2, block) > 0
+        assert bgp.reaches("p3", "p2")
+        bgp.cluster.apply(late)
+        bgp.cluster.wait(ready="app=late")
+        bgp.cluster.settle()
+        assert sources(bgp, 2) == {"192.168.100.11/32", block, str(free)}
+        assert not bgp.reaches("late", "p2")
+        wait_until(lambda: bgp.reaches("late", "p3"), CONVERGED_WITHIN, "another node hears it")
+    bgp.cluster.delete(late)
+    bgp.cluster.settle()
+    bgp.whole()
+
+
+def test_without_its_routes_a_node_does_not_reach_the_pods_of_another(vxlan: Lab) -> None:
+    node = vxlan.node(1)
+    before = routes(node)
+    with vxlan.cluster.fault("route-withdrawn", "node-1", to="node-2"):
+        assert routes(node).keys() == before.keys() - {vxlan.block("p2")}
+        assert not vxlan.reaches("p1", "p2")
+        assert vxlan.reaches("p1", "p3")
+    with vxlan.cluster.fault("route-withdrawn", "node-1"):
+        assert routes(node).keys() == before.keys() - {vxlan.block("p2"), vxlan.block("p3")}
+        assert not vxlan.reaches("p1", "p3")
+    assert routes(node).keys() == before.keys()
+    vxlan.whole()
+
+
+def test_routes_that_bird_learned_are_not_to_be_withdrawn(bgp: Lab) -> None:
+    with pytest.raises(RequestFailed, match="route-withdrawn: would change nothing of node-1"):
+        bgp.cluster.fault("route-withdrawn", "node-1", to="node-2").__enter__()

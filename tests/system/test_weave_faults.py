@@ -69,6 +69,15 @@ def test_blocked_fastdp_and_sleeve_cut_a_nodes_pods_off(cluster: Cluster) -> Non
     whole(cluster)
 
 
+def test_partition_cuts_pods_off_with_their_node(cluster: Cluster) -> None:
+    with cluster.fault("partition", "node-2"):
+        for source, target in (("p1", "p2"), ("p2", "p1"), ("p3", "p2")):
+            assert not reaches(cluster, source, target), f"{source} reaches {target}"
+        assert reaches(cluster, "p1", "p3")
+        assert "-s 10.32.0.0/" in ok(cluster.node("node-2"), "iptables", "-t", "raw", "-S", "PREROUTING")
+    whole(cluster)
+
+
 def test_mtu_that_the_underlay_does_not_carry_is_left_to_sleeve(cluster: Cluster) -> None:
     with cluster.fault("weave-mtu", *NODES, mtu=1500):
         assert told(cluster.pod("p1"), "ip", "-json", "link", "show", "eth0")[0]["mtu"] == 1500

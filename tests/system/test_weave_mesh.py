@@ -209,8 +209,8 @@ def test_without_a_quorum_no_pod_gets_an_address(tmp_path: Path) -> None:
 
 
 NODES = (
-    Node("a", ("172.18.0.2",), (), held=Held(("10.32.0.0/13",), own={EXPOSED: "10.32.0.1"})),
-    Node("b", ("172.18.0.3",), (), held=Held(("10.40.0.0/13",), own={EXPOSED: "10.40.0.0"})),
+    Node("a", ("172.18.0.2",), (), pooled=True, held=Held(("10.32.0.0/13",), own={EXPOSED: "10.32.0.1"})),
+    Node("b", ("172.18.0.3",), (), pooled=True, held=Held(("10.40.0.0/13",), own={EXPOSED: "10.40.0.0"})),
 )
 PODS = (
     node_lab.pod("a1", "a", 2, ips=("10.32.0.2",)),

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -351,6 +351,47 @@ def test_what_was_cut_off_goes_on_when_the_last_policy_goes() -> None:
     assert allowed(connection)
     plane.judged("node-1")
     assert plane.judge("node-1") is None
+
+
+def test_a_node_that_left_while_its_connections_were_listed_is_judged_no_more() -> None:
+    deny = {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": "deny", "namespace": "default"},
+        "spec": {"podSelector": {}},
+    }
+    plane = make_plane(deny, pod("one", nodeName="node-1"), pod("two", nodeName="node-2"), nodes=2)
+    drive(plane)
+    for name in ("node-1", "node-2"):
+        plane.desired(name)
+        assert plane.judge(name) is not None
+    plane.store.delete("Node", "", "node-2")
+    for name in ("node-1", "node-2"):
+        plane.judged(name)
+    plane.store.create(node(2), trusted=True)
+    plane.desired("node-2")
+    assert plane.judge("node-2") is not None, "what joins by its name was never judged"
+    assert plane.judge("node-1") is None
+
+
+@pytest.mark.parametrize(("dataplane", "pooled"), [("bridge", False), ("calico", True), ("weave", True)])
+def test_a_nodes_pods_are_in_its_pod_cidr_unless_the_dataplane_has_a_pool(
+    dataplane: str, pooled: bool
+) -> None:
+    store = Store(ServiceRanges((ip_network("10.96.0.0/12"),)), seed=1)
+    store.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default"}}, trusted=True)
+    for number in (1, 2):
+        store.create(node(number), trusted=True)
+    facts = replace(FACTS, dataplane=dataplane, node_names=("node-1", "node-2"))
+    plane = ControlPlane(store, facts, dataplanes.get(dataplane), proxiers.get("none"), {}, ManualClock())
+    plane.store.create(pod("web", nodeName="node-2"))
+    drive(plane)
+    (address,) = (ip_address(each) for each in addresses(plane).values())
+    seen = plane.snapshot().node
+    assert seen["node-2"].pooled == pooled
+    assert any(address in ip_network(cidr) for cidr in seen["node-2"].pod_ranges)
+    assert not any(address in ip_network(cidr) for cidr in seen["node-1"].pod_ranges)
+    assert (seen["node-2"].pod_ranges == ("10.244.2.0/24",)) != pooled
 
 
 def test_a_pod_that_cannot_be_made_yet_says_the_address_that_its_node_got_meanwhile() -> None:

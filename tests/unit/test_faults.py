@@ -152,6 +152,14 @@ def test_a_rule_of_a_built_in_chain_is_looked_for_among_others() -> None:
     assert "still has" in unlike(after, before, after)[0]
 
 
+def test_a_protocol_without_a_name_of_iptables_own_may_be_shown_by_that_of_the_machine() -> None:
+    key = ("ipv4", "raw", "PREROUTING")
+    ours = NetnsState(chains={key: Chain(*key, ("-i eth0 ! -p 4 -j DROP",))})
+    shown = NetnsState(chains={key: Chain(*key, ("-i eth0 ! -p ipencap -j DROP",))})
+    assert unlike(NetnsState(), ours, shown) == []
+    assert "still has" in unlike(ours, NetnsState(), shown)[0]
+
+
 # --- the registry ---------------------------------------------------------------------------------------
 
 
@@ -189,6 +197,45 @@ def test_a_partition_drops_on_both_sides_what_comes_from_the_other() -> None:
     )
     with pytest.raises(InputError, match="names all nodes"):
         aimed(fault, *(node.name for node in NODES))
+
+
+def pooled(node: Node, *ranges: str, borrowed: tuple[str, ...] = ()) -> Node:
+    """It has these ranges of a pool, and a podCIDR that says nothing of them."""
+    return replace(node, pooled=True, held=Held(ranges, borrowed))
+
+
+def test_the_pods_of_a_node_are_in_its_pod_cidrs_or_in_what_it_has_of_a_pool() -> None:
+    node = replace(NODES[0], pod_cidrs=("10.244.1.0/24", "fd24:1::/64"))
+    assert node.pod_ranges == ("10.244.1.0/24", "fd24:1::/64")
+    assert pooled(node).pod_ranges == ()
+    held = pooled(node, "10.244.150.0/26", "fd24::/122", borrowed=("10.244.7.9", "fd24::7"))
+    assert held.pod_ranges == ("10.244.150.0/26", "fd24::/122", "10.244.7.9/32", "fd24::7/128")
+
+
+def test_loss_and_partition_know_pods_by_what_nodes_have_of_a_pool_also_of_what_they_get_later() -> None:
+    nodes = [pooled(node, f"10.244.{150 + k}.0/26") for k, node in enumerate(NODES[:2])]
+    plane = SimpleNamespace(
+        perturb=None, workers={}, snapshot=lambda: Snapshot(FACTS, tuple(nodes)), running=lambda: PODS
+    )
+    service = faults_of(plane)
+    scene = Scene(plane.snapshot(), PODS, LINKS)
+    for kind, options in (("loss", {"loss": 1, "source": "node-2"}), ("partition", {})):
+        fault = make(kind, **options)
+        target = fault.resolve(choose("node", Wanted(("node-1",)), scene, "0"), scene)
+        service._active[kind] = _Active(kind, Request(kind), fault, target)
+
+    def sources(node: str, state: NodeState) -> list[str]:
+        rules = service.perturb(node, state).netns.chains["ipv4", "raw", "PREROUTING"].rules
+        return [rule.split()[1] for rule in rules]
+
+    there = NodeState()
+    assert sources("node-1", there) == 2 * ["192.168.100.12/32", "10.244.151.0/26"]
+    assert sources("node-2", there) == ["192.168.100.11/32", "10.244.150.0/26"]
+    nodes[1] = pooled(NODES[1], "10.244.151.0/26", "10.244.9.0/26", borrowed=("10.244.150.7",))
+    more = ["192.168.100.12/32", "10.244.151.0/26", "10.244.9.0/26", "10.244.150.7/32"]
+    assert sources("node-1", there) == 2 * more
+    del nodes[1]
+    assert sources("node-1", there) == 2 * more[:1], "who has left has its address alone"
 
 
 def test_links_add_up_what_faults_ask_of_them() -> None:
@@ -285,6 +332,8 @@ def test_every_fault_is_in_the_guides() -> None:
 
 
 def faults_of(plane: Any) -> Faults:
+    """The plane sees the scene, unless it says otherwise."""
+    plane.snapshot = getattr(plane, "snapshot", lambda: SCENE.snapshot)
     runtime = cast(Any, SimpleNamespace(plane=plane, crashed={}))
     return Faults(runtime, Hands(runtime))
 
@@ -575,7 +624,7 @@ def test_faults_of_flannel_are_refused_elsewhere() -> None:
 def weave_states(**options: Any) -> tuple[Snapshot, dict[str, NodeState]]:
     facts = replace(FACTS, dataplane="weave", pod_cidrs=("10.32.0.0/12",), dataplane_options=options)
     nodes = tuple(
-        replace(node, pod_cidrs=(), held=Held((), own={EXPOSED: f"10.32.0.{k}"}))
+        replace(node, pod_cidrs=(), pooled=True, held=Held((), own={EXPOSED: f"10.32.0.{k}"}))
         for k, node in enumerate(NODES[:3], 1)
     )
     pods = tuple(

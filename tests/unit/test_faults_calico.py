@@ -33,6 +33,7 @@ NODES = tuple(
         (f"192.168.100.{k}", f"fd00::{k}"),
         (),
         ("192.168.100.0/24",),
+        pooled=True,
         held=Held(
             (f"10.244.{k}.0/26",), ("10.244.2.9",) if k == 1 else (), {"vxlan": OWN[k], "ipip": OWN[k]}
         ),
@@ -240,3 +241,47 @@ def test_ip_in_ip_is_filtered_at_the_far_end_of_the_nodes_cable() -> None:
         aimed(snapshot({}), "ipip-filtered", "node-2")
     with pytest.raises(InputError, match="nothing goes in IP in IP"):
         aimed(snapshot({"ipipMode": "Always", "vxlanMode": "Always"}), "ipip-filtered", "node-2")
+
+
+# --- loss, partition --------------------------------------------------------------------------------------
+
+
+def test_what_comes_by_ip_in_ip_is_lost_once_and_behind_the_tunnel() -> None:
+    def rules(kind: str, **options: Any) -> list[str]:
+        netns = perturbed({"ipipMode": "Always"}, kind, "node-3", **options)["node-3"].netns
+        return [rule for rule in netns.chains["ipv4", "raw", "PREROUTING"].rules if rule.endswith("DROP")]
+
+    share = "-m statistic --mode random --probability 0.50000000000 -j DROP"
+    assert rules("loss", loss=0.5) == [f"-i eth0 ! -p 4 {share}", f"-i tunl0 {share}"]
+    sources = ("192.168.100.1/32", "10.244.1.0/26", "10.244.2.9/32")
+    assert rules("loss", loss=0.5, source="node-1") == [
+        f"-s {source} -i {way} {share}" for source in sources for way in ("eth0 ! -p 4", "tunl0")
+    ]
+    assert rules("partition")[:6] == [
+        f"-s {source} -i {way} -j DROP" for source in sources for way in ("eth0", "tunl0")
+    ]
+
+
+# --- route-withdrawn --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{"vxlanMode": "Always"}, {"vxlanMode": "CrossSubnet"}], ids=str)
+def test_routes_to_a_nodes_pods_are_those_by_its_tunnel_or_address_and_no_others(
+    options: dict[str, Any],
+) -> None:
+    before = compiled(snapshot(options))
+    for k, to, gone in (
+        (1, "node-2", {"10.244.2.0/26"}),
+        (2, "node-1", {"10.244.1.0/26", "10.244.2.9/32"}),
+        (3, "node-2", {"10.244.2.0/26"}),
+        (3, "node-1", {"10.244.1.0/26", "10.244.2.9/32"}),
+        (3, "", {"10.244.1.0/26", "10.244.2.0/26", "10.244.2.9/32"}),
+    ):
+        name = f"node-{k}"
+        after = perturbed(options, "route-withdrawn", name, to=to)
+        routes = {node: set(state.netns.routes) for node, state in after.items()}
+        assert routes == {
+            node: set(state.netns.routes) - (gone if node == name else set())
+            for node, state in before.items()
+        }
+        assert gone <= set(before[name].netns.routes)

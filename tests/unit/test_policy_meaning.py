@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from testbed.conformance.network_policy.cases import (
     complete,
     load,
 )
+from testbed.control.ipam import Held
 from testbed.control.policies import Policies
 from testbed.control.snapshot import ClusterFacts, Node, Pod, Snapshot
 from testbed.control.view import typed_pod
-from testbed.policy.meaning import Flow, Meaning
+from testbed.policy.meaning import Flow, Meaning, own_addresses
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "network-policy"
 OURS = Path(__file__).parents[1] / "cases" / "network-policy"
@@ -93,3 +95,12 @@ def test_an_open_connection_is_judged_by_its_own_node_only() -> None:
     of_client, masqueraded = Flow("203.0.113.9", target, "TCP", 80), Flow("192.168.100.12", target, "TCP", 80)
     assert [meaning.allowed_on(node, of_client) for node in ("node-1", "node-2")] == [False, True]
     assert meaning.allowed_on("node-1", masqueraded)
+
+
+def test_the_first_address_of_a_pod_cidr_is_the_nodes_own_where_no_pool_gives_addresses() -> None:
+    node = NODES[0]
+    assert own_addresses(node) == ("192.168.100.11", "10.244.1.1")
+    pooled = replace(node, pooled=True)
+    assert own_addresses(pooled) == ("192.168.100.11",)
+    tunnelled = replace(pooled, held=Held(("10.244.9.0/26",), own={"vxlan": "10.244.9.0"}))
+    assert own_addresses(tunnelled) == ("192.168.100.11", "10.244.9.0")

@@ -38,8 +38,8 @@ FACTS = ClusterFacts(
     "cluster.local", (WHOLE,), ("10.96.0.0/16",), ("172.18.0.0/16",), (), node_names=("a", "b")
 )
 NODES = (
-    Node("a", ("172.18.0.2",), (), held=Held(("10.32.0.0/13",), own={EXPOSED: "10.32.0.1"})),
-    Node("b", ("172.18.0.3",), (), held=Held(("10.40.0.0/13",), own={EXPOSED: "10.40.0.0"})),
+    Node("a", ("172.18.0.2",), (), pooled=True, held=Held(("10.32.0.0/13",), own={EXPOSED: "10.32.0.1"})),
+    Node("b", ("172.18.0.3",), (), pooled=True, held=Held(("10.40.0.0/13",), own={EXPOSED: "10.40.0.0"})),
 )
 
 
