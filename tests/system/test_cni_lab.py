@@ -287,8 +287,7 @@ def test_rules_that_somebody_changed_are_made_again_in_their_order(
         return [line for line in saved.splitlines() if line.startswith("-A") and "FLANNEL" in line]
 
     before = rules()
-    ok(flannel.a, *sabotage)
-    assert rules() != before
+    ok(flannel.a, *sabotage)  # they may be back at once
     wait_until(
         lambda: sorted(rules()) == sorted(before),
         15,
