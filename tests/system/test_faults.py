@@ -687,7 +687,8 @@ def test_by_hand_a_fault_is_applied_listed_and_healed(cluster: Cluster) -> None:
 
 
 HOLD = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell runs with &
 from testbed import Cluster
 with Cluster.attach(sys.argv[1]).fault("link-down", "node-2") as fault:
     print(fault.id, flush=True)
