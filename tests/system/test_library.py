@@ -19,7 +19,7 @@ QUICK = frozenset(
 )
 """About 15 s at most, on a busy machine with two CPUs."""
 FAULTS = {
-    "cni-compare": ["node-crash"] * 7,
+    "cni-compare": ["node-crash"] * 10,
     "conntrack-exhaustion": ["conntrack-full"],
     "dns-failure": ["dns-down", "dns-servfail", "dns-slow"],
     "link-failure": ["link-down"],
